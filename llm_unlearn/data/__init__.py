@@ -1,0 +1,1 @@
+"""Data: loading, tokenisation, pairing, batching, and the generator of the bundled world."""
