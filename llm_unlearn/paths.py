@@ -1,0 +1,36 @@
+"""Where the files that travel with the package lie: the one place that knows a wheel from a checkout."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def data_dir() -> Path:
+    """Folder of the bundled data: `llm_unlearn/_data` in a wheel, `data` in a checkout or editable install.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    return _bundled("_data", "data")
+
+
+def recipes_dir() -> Path:
+    """Folder of the launchable recipes: `llm_unlearn/_recipes` in a wheel, `recipes` in a checkout or editable install.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    return _bundled("_recipes", "recipes")
+
+
+def _bundled(in_wheel: str, in_checkout: str) -> Path:
+    packaged, root = _PACKAGE / in_wheel, _PACKAGE.parent
+    if packaged.is_dir():
+        return packaged
+    # Without pyproject.toml beside it, the parent is site-packages, where a `data` would be somebody else's.
+    if (root / "pyproject.toml").is_file() and (root / in_checkout).is_dir():
+        return root / in_checkout
+    raise FileNotFoundError(
+        f"Neither {packaged} nor {root / in_checkout} of a checkout exists, so this installation is incomplete: "
+        "run `pip install --force-reinstall llm-unlearn`, or check the repository out again."
+    )
