@@ -1,0 +1,115 @@
+"""Load a model and its tokenizer: a plain folder, a hub id, or a PEFT folder with its base."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from llm_unlearn.adapters import RECORD_NAME, TRAINED_ADAPTER, load_reference_adapter
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def load_model(source: str | Path, dtype: torch.dtype | None = None, **kwargs: Any) -> nn.Module:
+    """Load a causal LM in eval mode.
+
+    Args:
+        source: hub id, model folder, or PEFT folder. Of a PEFT folder the base is loaded first, with the adapters that
+            base came with, then the adapter, frozen and active: together they are "the model".
+        dtype: dtype of the weights. Unset means float32 on CPU and bfloat16 on GPU (transformers' own default would
+            silently follow the checkpoint).
+        kwargs: passed to `AutoModelForCausalLM.from_pretrained` (`quantization_config`, `revision`, ...).
+            `trust_remote_code` is off.
+
+    Raises:
+        ValueError: `source` is a folder without a model, or a path that does not exist.
+    """
+    check_source(source)
+    if dtype is None:
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    layers = adapter_layers(source)
+    model = AutoModelForCausalLM.from_pretrained(
+        layers[0] if layers else source, dtype=dtype, trust_remote_code=False, **kwargs
+    )
+    for folder in layers[1:]:
+        model = load_reference_adapter(model, folder)
+    return model.eval()
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model; of a PEFT folder without one, that of its base."""
+    check_source(source)
+    layers = [source] if (Path(source) / "tokenizer_config.json").is_file() else adapter_layers(source)[:1] or [source]
+    return AutoTokenizer.from_pretrained(layers[0], trust_remote_code=False)
+
+
+def adapter_layers(source: str | Path) -> list[str]:
+    """What a PEFT folder stands on: ``[base, adapter, ..., source]``; empty for a plain model or a hub id."""
+    config = Path(source) / ADAPTER_CONFIG
+    if not config.is_file():
+        return []
+    record = Path(source) / RECORD_NAME
+    if record.is_file():
+        base = json.loads(record.read_text(encoding="utf-8"))["base"]
+        return [*(adapter_layers(base["source"]) or [base["source"]]), str(source)]
+    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return [*(adapter_layers(base) or [base]), str(source)]
+
+
+def check_source(source: str | Path) -> None:
+    """Reject what can be no model, before anything is loaded.
+
+    Raises:
+        ValueError: see `load_model`.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+            raise ValueError(
+                f"The folder {source} has neither config.json nor {ADAPTER_CONFIG}, so it holds no model: give a model "
+                "folder, a PEFT folder, or a hub id (`--model`)."
+            )
+    elif path.exists() or str(source).startswith((".", "/", "~")):
+        raise ValueError(f"{source} is no model folder: give a folder that exists, or a hub id (`--model`).")
+
+
+def absolute(source: str | Path) -> str:
+    """A local folder as an absolute path, which still names it from elsewhere; a hub id as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
+
+
+def require_fp32(model: nn.Module) -> None:
+    """Reject full fine-tuning of low-precision weights.
+
+    Raises:
+        ValueError: a weight is not fp32.
+    """
+    low = next((parameter.dtype for parameter in model.parameters() if parameter.dtype != torch.float32), None)
+    if low is not None:
+        raise ValueError(
+            f"The model's weights are {low}, in which most full fine-tuning updates round to nothing: load it in fp32 "
+            "(`--dtype float32`) or train an adapter (`--use_peft`)."
+        )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes, types and bytes of all weights but those of the trained adapter.
+
+    A model has the same fingerprint before an adapter is put on it, while the adapter trains, and after it was
+    removed; it takes about a second per gigabyte.
+    """
+    digest = hashlib.sha256()
+    weights = {
+        name.replace("base_model.model.", "").replace(".base_layer", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, torch.Tensor) and f".{TRAINED_ADAPTER}." not in name
+    }
+    for name, tensor in sorted(weights.items()):
+        flat = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(flat.shape)} {flat.dtype}".encode())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,303 @@
+"""The abstract trainer: everything the methods share.
+
+A method supplies `forget_loss`, a function of log-probabilities. The base assembles pairs and batches, wraps the model
+in an adapter, runs **one** forward for all halves of a batch, supplies reference values, adds the retain term, and
+reports every part of the loss. All else (optimiser, precision, checkpoints, distribution) is `transformers.Trainer`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from llm_unlearn.adapters import TRAINED_ADAPTER, attach_adapter
+from llm_unlearn.config import UnlearningConfig
+from llm_unlearn.data.collator import DataCollatorForUnlearning
+from llm_unlearn.data.pairing import ForgetRetainDataset, PairSampler
+from llm_unlearn.data.tokenization import ExampleTokenizer
+from llm_unlearn.files import remove_if_cut
+from llm_unlearn.forward import AnswerLogits, AnswerScores, answer_logits, concatenate, split_rows
+from llm_unlearn.functional import row_mean, token_kl
+from llm_unlearn.guard import DivergenceGuard
+from llm_unlearn.models import require_fp32
+from llm_unlearn.reference import ReferenceLogps, reference_model
+
+
+class UnlearningTrainer(Trainer):
+    """Base of all methods.
+
+    Args:
+        model: a causal LM, plain, quantised by bitsandbytes, or a `PeftModel` (then the reference is the model with
+            the adapters it came with, never the bare base).
+        args: the method's config.
+        forget_dataset: examples to forget, in any of the forms of `data.sources`.
+        processing_class: the tokenizer of the model.
+        retain_dataset: examples to keep; needed while `retain_coef` is positive, ignored at 0.
+        refusals: replacement answers, for methods that prefer one; needed by those only.
+        peft_config: adapter to train, for example `LoraConfig`. Without it all weights are trained, which needs
+            fp32 weights.
+        ref_model: the model before unlearning, for full fine-tuning with ``retain_loss="kl"``. Under an adapter the
+            reference is the same model with the adapter off, and log-probabilities are read once before training,
+            so nothing else needs a second model.
+        eval_dataset: pairs on which `evaluate()` computes the loss.
+        callbacks: as in `Trainer`.
+
+    Raises:
+        ValueError: a needed part is missing, or full fine-tuning is asked of weights that are not fp32.
+
+    Logs `loss/forget`, `loss/retain` and `logps/forget` (mean log-probability per answer token) beside `loss`, as
+    means over all processes and accumulation steps. Every loss is a mean over a sequence's tokens (or their sum, where
+    the method says so), then over sequences: 1, 2 or 8 processes and any accumulation give the same step.
+    """
+
+    needs_reference_logps: ClassVar[bool] = False
+    needs_alternates: ClassVar[bool] = False
+
+    args: UnlearningConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        args: UnlearningConfig,
+        forget_dataset: Dataset | Sequence[dict],
+        processing_class: PreTrainedTokenizerBase,
+        retain_dataset: Dataset | Sequence[dict] | None = None,
+        refusals: Sequence[str] = (),
+        peft_config: PeftConfig | None = None,
+        ref_model: PreTrainedModel | None = None,
+        eval_dataset: ForgetRetainDataset | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        method = type(self).__name__.removesuffix("Trainer")
+        if args.retain_coef and not retain_dataset:
+            raise ValueError(
+                f"`retain_coef` is {args.retain_coef} but no retain set was given; {method} with a retain term needs "
+                "one: pass `retain_dataset` (`--retain_split`) or set `retain_coef` to 0."
+            )
+        if self.needs_alternates and not refusals:
+            raise ValueError(f"{method} needs replacement answers and got none: pass `refusals`.")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs are visible to one process, which would need the obsolete DataParallel: start with "
+                "`accelerate launch`, or hide GPUs with CUDA_VISIBLE_DEVICES."
+            )
+        lora = peft_config is not None or isinstance(model, PeftModel)
+        if lora:
+            model = attach_adapter(model, peft_config, args.seed) if peft_config is not None else model
+            if TRAINED_ADAPTER not in model.peft_config or not any(p.requires_grad for p in model.parameters()):
+                raise ValueError(
+                    "The model comes with a frozen adapter: load it with `llm_unlearn.load_model` and pass "
+                    "`peft_config` for the adapter to be trained on top of it."
+                )
+        else:
+            require_fp32(model)
+            if args.retain_coef and args.retain_loss == "kl" and ref_model is None:
+                raise ValueError(
+                    "`retain_loss` is 'kl' and all weights are trained, so the model before unlearning must be given: "
+                    "pass `ref_model`, or train an adapter (`--use_peft`)."
+                )
+        args.resolve_learning_rate(lora)
+
+        tokenize = ExampleTokenizer(processing_class, args.system_prompt, args.max_length)
+        train_dataset = ForgetRetainDataset(
+            tokenize.all(forget_dataset),
+            tokenize.all(retain_dataset) if args.retain_coef else (),
+            [tokenize.all({**example, "answer": text} for text in refusals) for example in forget_dataset]
+            if self.needs_alternates
+            else (),
+            args.forget_end_token,
+        )
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=DataCollatorForUnlearning(),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+        )
+        # Per-batch means are returned; the Trainer divides by the number of accumulation steps.
+        self.loss_is_scaled_for_ga = False
+        self.ref_model = None if ref_model is None else ref_model.to(self.args.device).eval().requires_grad_(False)
+        self.tokenize = tokenize
+        self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
+        self.reference_logps: ReferenceLogps | None = None
+        self.guard = DivergenceGuard(self)
+        self.add_callback(self.guard)
+        self._step_parts: list[dict[str, Tensor]] = []
+        self._logged_parts: list[dict[str, float]] = []
+
+    # The one thing a method defines.
+
+    def forget_loss(self, forget: AnswerScores, **scores: Any) -> Tensor:
+        """The method's loss per forget sequence, ``(batch,)``.
+
+        Args:
+            forget: log-probabilities of the forget answers.
+            scores: with `needs_reference_logps`, `reference_logps`, the ``(batch,)`` sums before unlearning; with
+                `needs_alternates`, `alternate`, like `forget`, and `reference_alternate_logps`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no `forget_loss`.")
+
+    # Loss.
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, dict[str, Tensor]],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """``forget_coef * L_forget + retain_coef * L_retain`` of one nested batch, from one forward."""
+        retain_by_kl = "retain" in inputs and self.args.retain_loss == "kl"
+        # Reference first: no adapter is switched between a forward that builds a graph and its backward.
+        reference_retain = self._reference_logits(model, inputs["retain"]) if retain_by_kl else None
+        scores = self._reference_scores(model, inputs)
+
+        joined = answer_logits(model, self._unwrapped(model), concatenate(list(inputs.values())))
+        sizes = [len(half["index"]) for half in inputs.values()]
+        answers = dict(zip(inputs, split_rows(joined, sizes), strict=True))
+
+        forget = AnswerScores.of(answers["forget"])
+        if "alternate" in answers:
+            scores["alternate"] = AnswerScores.of(answers["alternate"])
+        weight = inputs["forget"]["weight"]
+        parts = {
+            "loss/forget": _weighted_mean(self.forget_loss(forget, **scores), weight),
+            "logps/forget": _weighted_mean(forget.means.detach(), weight),
+        }
+        loss = self.args.forget_coef * parts["loss/forget"]
+        if "retain" in answers:
+            parts["loss/retain"] = _weighted_mean(retain_loss(answers["retain"], reference_retain), weight)
+            loss = loss + self.args.retain_coef * parts["loss/retain"]
+
+        parts = {name: value.detach() for name, value in parts.items()}
+        if model.training:
+            self._step_parts.append(parts)
+        return (loss, parts) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, dict[str, Tensor]],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """The loss of one nested batch, without gradient."""
+        with torch.no_grad():
+            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+    def _unwrapped(self, model: nn.Module) -> nn.Module:
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
+
+    def _reference_logits(self, model: nn.Module, half: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad(), reference_model(model, self._unwrapped(model), self.ref_model) as reference:
+            return answer_logits(reference, self._unwrapped(reference), half).logits
+
+    def _reference_scores(self, model: nn.Module, inputs: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+        if not self.needs_reference_logps:
+            return {}
+        if not model.training:
+            return self._reference_scores_now(model, inputs)
+        if self.reference_logps is None:
+            self.reference_logps = ReferenceLogps.fill(self, model)
+        forget = inputs["forget"]["index"]
+        scores = {"reference_logps": self.reference_logps.forget(forget)}
+        if "alternate" in inputs:
+            scores["reference_alternate_logps"] = self.reference_logps.alternate(forget, inputs["alternate"]["index"])
+        return scores
+
+    def _reference_scores_now(self, model: nn.Module, inputs: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+        """For evaluation pairs, whose ids are not those of the training pairs."""
+        names = {"forget": "reference_logps", "alternate": "reference_alternate_logps"}
+        with torch.no_grad(), reference_model(model, self._unwrapped(model), self.ref_model) as reference:
+            return {
+                names[half]: AnswerScores.of(answer_logits(reference, self._unwrapped(reference), inputs[half])).sums
+                for half in inputs.keys() & names.keys()
+            }
+
+    # Data.
+
+    @property
+    def global_batch_size(self) -> int:
+        """Forget rows per optimiser step, over all processes and accumulation steps."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    def _get_train_sampler(self, train_dataset: ForgetRetainDataset | None = None) -> PairSampler:
+        group = self.args.train_sampling_strategy == "group_by_length"
+        return PairSampler(train_dataset or self.train_dataset, self.global_batch_size, self.args.seed, group)
+
+    def _get_eval_sampler(self, eval_dataset: ForgetRetainDataset) -> PairSampler:
+        return PairSampler(eval_dataset, self.args.eval_batch_size * self.args.world_size, self.args.seed)
+
+    # Reporting.
+
+    def begin_run(self) -> None:
+        """Drop what an earlier, perhaps interrupted, run of this trainer left behind."""
+        self._step_parts.clear()
+        self._logged_parts.clear()
+        if not self._loses_reference:
+            # A longer run meets replacement answers that the earlier one never scored.
+            self.reference_logps = None
+
+    def finish_step(self) -> dict[str, float]:
+        """Parts of the loss of the step just computed: means over accumulation steps and processes.
+
+        Every process calls it once per optimiser step and gets the same numbers.
+        """
+        names = list(self._step_parts[0])
+        means = torch.stack([torch.stack([parts[name] for parts in self._step_parts]).mean() for name in names])
+        means = self.accelerator.reduce(means.float(), reduction="mean")
+        self._step_parts.clear()
+        losses = dict(zip(names, means.tolist(), strict=True))
+        self._logged_parts.append(losses)
+        return losses
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the parts of the loss, averaged over the steps since the last log."""
+        if self._logged_parts and "loss" in logs:
+            for name in self._logged_parts[0]:
+                logs[name] = sum(parts[name] for parts in self._logged_parts) / len(self._logged_parts)
+            self._logged_parts.clear()
+        super().log(logs, start_time)
+
+    # Checkpoints.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if isinstance(self.model, PeftModel) and not self.is_fsdp_enabled:
+            # The stock method activates a single adapter, which would switch off those that a model came with.
+            set_peft_model_state_dict(self.model, load_peft_weights(resume_from_checkpoint, "cpu"), TRAINED_ADAPTER)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._loses_reference:
+            self.reference_logps = ReferenceLogps.load(Path(resume_from_checkpoint), self.args.device)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with remove_if_cut(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self._loses_reference and self.reference_logps is not None and self.args.should_save:
+            self.reference_logps.save(Path(output_dir or self.args.output_dir))
+
+    @property
+    def _loses_reference(self) -> bool:
+        """Whether the reference values cannot be computed again once training has begun."""
+        return self.needs_reference_logps and self.ref_model is None and not isinstance(self.model, PeftModel)
+
+
+def retain_loss(answers: AnswerLogits, reference_logits: Tensor | None) -> Tensor:
+    """NLL of the retain answers, or KL from the reference where its logits are given; per sequence, in nats."""
+    if reference_logits is None:
+        return -AnswerScores.of(answers).means
+    return row_mean(token_kl(reference_logits, answers.logits), answers.rows, answers.batch_size)
+
+
+def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    # Weights average 1 over the *global* batch (see data.pairing), so the plain mean over its parts is exact.
+    return (values * weight).mean()
