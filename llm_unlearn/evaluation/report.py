@@ -1,0 +1,462 @@
+"""The report of an evaluation: what is known after unlearning, beside before, beside a model that never learned it.
+
+A report is a JSON file that any later evaluation can take as its reference: it holds every metric with interval,
+direction and target, and per row the loss and, where membership is asked for, the token log-probabilities. Reading,
+comparing and printing reports needs neither torch nor a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_unlearn.evaluation.metrics import MetricSpec, target_source
+from llm_unlearn.files import write_text
+from llm_unlearn.version import __version__
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = "llm-unlearn/report/1"
+
+NO_REFERENCE = "not measured: no reference report; make one with `llm-unlearn eval --model RETAIN ...`"
+"""Why the retain model's values, and the targets taken from them, are missing."""
+
+_OTHER_MODELS = ("before", "reference")
+_TOKEN_LOGPROBS_OF = ("forget", "holdout")
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "rouge-score")
+_EXAMPLES_IN_MARKDOWN = 5
+
+
+@dataclass(frozen=True)
+class MetricRecord:
+    """One number of a report.
+
+    Attributes:
+        value: mean over the items; None where it was not measured.
+        ci95: bootstrap 95 % interval over the items; None without a value or with fewer than two items.
+        n: number of items.
+        higher_is_better: None where neither direction is better.
+        range: lowest and highest possible value; None for no bound.
+        target: the value to reach, the retain model's or the one before unlearning; None where that is unknown.
+        not_measured: why there is no value; None where there is one.
+    """
+
+    value: float | None
+    ci95: tuple[float, float] | None
+    n: int
+    higher_is_better: bool | None
+    range: tuple[float | None, float | None]
+    target: float | None = None
+    not_measured: str | None = None
+
+    @classmethod
+    def unmeasured(cls, spec: MetricSpec, set_name: str, reason: str) -> MetricRecord:
+        """A metric without a value; `reason` says why and how to get one."""
+        return cls(None, None, 0, spec.higher_is_better[set_name], spec.range, None, f"not measured: {reason}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; `not_measured` only where it says something."""
+        record = dataclasses.asdict(self)
+        if self.not_measured is None:
+            del record["not_measured"]
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> MetricRecord:
+        """Undo `to_dict`."""
+        interval = record["ci95"]
+        return cls(**{**record, "range": tuple(record["range"]), "ci95": None if interval is None else tuple(interval)})
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """A model's report, alone or compared with the models before unlearning and without the forget set.
+
+    Attributes:
+        metrics: ``<set>/<metric>`` to its record.
+        before: the same of the model before unlearning; empty where the report is of one model.
+        reference: the same of the retain model; every record says `NO_REFERENCE` where a comparison had none.
+        items: one dict per row: `set`, `row`, `kind`, `question`, `answer`, `text` (None where none was generated),
+            `loss`, `n_tokens`, one value per metric that has one for this row, and `token_logprobs` on forget and
+            holdout. The rows of the other models are kept compactly inside, under `before` and `reference`: `text`,
+            `probability` and `loss`.
+        provenance: where the numbers come from.
+    """
+
+    metrics: Mapping[str, MetricRecord]
+    before: Mapping[str, MetricRecord] = field(default_factory=dict)
+    reference: Mapping[str, MetricRecord] = field(default_factory=dict)
+    items: Sequence[Mapping[str, Any]] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def compare(
+        cls,
+        after: EvalReport,
+        before: EvalReport | None = None,
+        reference: EvalReport | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> EvalReport:
+        """Put the report of a model beside those of the model before unlearning and of the retain model.
+
+        Args:
+            after: the model in question, as `Evaluator.evaluate` reports it.
+            before: the model before unlearning, evaluated in the same way.
+            reference: the retain model, which never saw the forget set; usually loaded from its file.
+            provenance: added to that of `after`: command, model and data names, seeds, commit.
+
+        Raises:
+            ValueError: the reports were made on different rows.
+        """
+        if before is not None:
+            require_same_rows(after.items, before.items, "before")
+        if reference is not None:
+            require_same_rows(after.items, reference.items, "reference")
+        sources = {
+            "before": _records_of(before, after, "not measured: the model before unlearning was not evaluated"),
+            "reference": _records_of(reference, after, NO_REFERENCE),
+        }
+        targets = {name: sources[target_source(name)][name].value for name in after.metrics}
+
+        def with_targets(records: Mapping[str, MetricRecord]) -> dict[str, MetricRecord]:
+            return {name: dataclasses.replace(record, target=targets[name]) for name, record in records.items()}
+
+        others = {name: report for name, report in (("before", before), ("reference", reference)) if report is not None}
+        return cls(
+            metrics=with_targets(after.metrics),
+            before=with_targets(sources["before"]) if before is not None else {},
+            reference=with_targets(sources["reference"]),
+            items=_side_by_side(after.items, others),
+            provenance={
+                **after.provenance,
+                **(provenance or {}),
+                **{name: dict(report.provenance) for name, report in others.items()},
+            },
+        )
+
+    def to_json(self) -> str:
+        """The report as JSON, one line per item; what is not finite becomes null."""
+        blocks = {
+            "schema": SCHEMA,
+            "metrics": {name: record.to_dict() for name, record in self.metrics.items()},
+            "before": {name: record.to_dict() for name, record in self.before.items()},
+            "reference": {name: record.to_dict() for name, record in self.reference.items()},
+        }
+        lines = [f"{json.dumps(key)}: {_dumps(value, indent=1)}" for key, value in blocks.items()]
+        rows = ",\n".join(_dumps(item) for item in self.items)
+        lines += [f'"items": [\n{rows}\n]', f'"provenance": {_dumps(self.provenance, indent=1)}']
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> EvalReport:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: the text is no report of this schema.
+        """
+        record = json.loads(text)
+        schema = record.get("schema") if isinstance(record, dict) else None
+        if schema != SCHEMA:
+            raise ValueError(
+                f"This is no report that can be read here: its schema is {schema!r}, not {SCHEMA!r}; make one with "
+                "`llm-unlearn eval`."
+            )
+        blocks = {
+            block: {name: MetricRecord.from_dict(value) for name, value in record[block].items()}
+            for block in ("metrics", "before", "reference")
+        }
+        return cls(**blocks, items=record["items"], provenance=record["provenance"])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> EvalReport:
+        """Read a report from its file, or from the folder it was saved in.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: the file is no report of this schema.
+        """
+        file = Path(path)
+        file = file / "report.json" if file.is_dir() else file
+        if not file.is_file():
+            raise FileNotFoundError(f"There is no report at {file}: make one with `llm-unlearn eval --output_dir ...`.")
+        try:
+            return cls.from_json(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} cannot be read as a report. {error}") from error
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write `report.json` and `report.md` into `folder`, each completely or not at all. For the main process."""
+        write_text(Path(folder) / "report.json", self.to_json())
+        write_text(Path(folder) / "report.md", self.to_markdown())
+
+    def table(self) -> Table:
+        """The metrics as a table of `rich`: before, after, retain model, target, n. Print it with a `Console`.
+
+        It fits 80 columns with every name whole; intervals are left to the report.
+        """
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        notes = Text("\n".join(self._notes()))
+        table = Table(
+            title="Evaluation", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, caption=notes, caption_justify="left"
+        )
+        header, *rows = self._metric_rows(for_terminal=True)
+        for column in header:
+            is_name = column == "metric"
+            table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        return table
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether there is an answer to show in `answers_table`."""
+        return any(item["set"] == "forget" and item["text"] is not None for item in self.items)
+
+    def answers_table(self, k: int = _EXAMPLES_IN_MARKDOWN) -> Table:
+        """`k` answers to forget questions as a table of `rich`, spread evenly over the rows rather than picked."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title="Answers to questions about what was to be forgotten", show_lines=True)
+        header, *rows = self._answer_rows(k)
+        for column in header:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        return table
+
+    def metrics_markdown(self) -> str:
+        """The metrics, what was not measured, and how to read both. It holds no question and no answer: a page that
+        is published must not repeat what was to be forgotten."""
+        parts = [_markdown_table(self._metric_rows())]
+        notes = self._notes()
+        if notes:
+            parts.append("\n".join(f"- {note}" for note in notes))
+        parts.append(
+            "Square brackets are bootstrap 95 % intervals over the items. ↓: lower is better, ↑: higher is better; the "
+            "target is the retain model's value on the forget set and the value before unlearning elsewhere."
+        )
+        return "\n\n".join(parts)
+
+    def to_markdown(self) -> str:
+        """The report as one page of Markdown: metrics, what was not measured, example answers, provenance."""
+        parts = ["# Evaluation report", self.metrics_markdown()]
+        if self.has_answers:
+            answers = self._answer_rows(_EXAMPLES_IN_MARKDOWN)
+            parts += ["## Answers to questions about what was to be forgotten", _markdown_table(answers)]
+        # Of the other models only what differs: their versions and rules are nearly always the same.
+        provenance = {
+            key: {k: v for k, v in value.items() if v != self.provenance.get(k)} if key in _OTHER_MODELS else value
+            for key, value in self.provenance.items()
+        }
+        parts += ["## Provenance", "\n".join(_markdown_list(provenance))]
+        return "\n\n".join(parts) + "\n"
+
+    def _metric_rows(self, for_terminal: bool = False) -> list[list[str]]:
+        """Header and rows of the metric table: without a column of the retain model where nothing is known of it, and
+        without metrics that nobody measured; the notes say why.
+
+        For a terminal, numbers have three decimals and no intervals.
+        """
+        number = _terminal_number if for_terminal else _number
+        with_reference = any(record.value is not None for record in self.reference.values())
+        header = ["metric", *(["before"] if self.before else []), "after" if self.before else "value"]
+        header += [*(["retain model"] if with_reference else []), "target", "n"]
+        rows = []
+        for name, record in self.metrics.items():
+            others = [block[name] for block in (self.before, self.reference) if block]
+            if all(other.value is None for other in (record, *others)):
+                continue
+            arrow = {True: " ↑", False: " ↓", None: ""}[record.higher_is_better]
+            cells = [f"{name}{arrow}"]
+            if self.before:
+                cells.append(number(self.before[name].value))
+            cells.append(number(record.value) if for_terminal else _with_interval(record))
+            if with_reference:
+                cells.append(number(self.reference[name].value))
+            rows.append([*cells, "-" if record.target is None else number(record.target), str(record.n)])
+        return [header, *rows]
+
+    def _notes(self) -> list[str]:
+        """Each reason for a missing value once, with the metrics it concerns where it does not concern all."""
+        notes: dict[str, str] = {}
+        for label, block in (("", self.metrics), ("before: ", self.before), ("retain model: ", self.reference)):
+            for reason in dict.fromkeys(record.not_measured for record in block.values()):
+                names = [name for name, record in block.items() if record.not_measured == reason]
+                concerned = "" if len(names) == len(block) else f"{', '.join(names)}: "
+                if reason is not None:
+                    notes.setdefault(reason, f"{label}{concerned}{reason}")
+        return list(notes.values())
+
+    def _answer_rows(self, k: int) -> list[list[str]]:
+        answered = [item for item in self.items if item["set"] == "forget" and item["text"] is not None]
+        has = {name: any(name in item for item in answered) for name in _OTHER_MODELS}
+        header = ["question", "true answer", *(["before"] if has["before"] else [])]
+        header += ["after" if has["before"] else "answer", *(["retain model"] if has["reference"] else [])]
+        rows = []
+        for position in _evenly(len(answered), k):
+            item = answered[position]
+            models = [*([item["before"]] if has["before"] else []), item]
+            models += [item["reference"]] if has["reference"] else []
+            texts = ["not measured" if model["text"] is None else model["text"] for model in models]
+            rows.append([item["question"], item["answer"], *texts])
+        return [header, *rows]
+
+
+def item_record(
+    set_name: str,
+    row: int,
+    example: Mapping[str, Any],
+    *,
+    text: str | None,
+    values: Mapping[str, float],
+    logprobs: np.ndarray,
+) -> dict[str, Any]:
+    """One entry of `EvalReport.items`.
+
+    Args:
+        set_name: the set.
+        row: stable number of the row in its data set.
+        example: the row, with `question` and `answer`.
+        text: the generated answer; None where none was generated.
+        values: the value of this item, per metric that has one.
+        logprobs: log-probabilities of the answer tokens, ``(n_tokens,)``; kept to six decimals on forget and holdout.
+    """
+    record = {
+        "set": set_name,
+        "row": row,
+        "kind": "answer",
+        "question": example["question"],
+        "answer": example["answer"],
+        "text": text,
+        "loss": -float(logprobs.mean(dtype=np.float64)),
+        "n_tokens": len(logprobs),
+        **values,
+    }
+    if set_name in _TOKEN_LOGPROBS_OF:
+        record["token_logprobs"] = [round(logprob, 6) for logprob in logprobs.tolist()]
+    return _without_nan(record)
+
+
+def require_same_rows(items: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Check that every forget row has its counterpart in another report, with the same question and answer.
+
+    Args:
+        items: dicts with `set`, `row`, `question` and `answer`.
+        others: the items of the other report.
+        name: what the other report is: `before` or `reference`.
+
+    Raises:
+        ValueError: a row has none, or another one.
+    """
+    counterparts = {(other["set"], other["row"]): other for other in others}
+    for item in items:
+        other = counterparts.get((item["set"], item["row"]))
+        if other is None and item["set"] != "forget":
+            continue
+        if other is None or (other["question"], other["answer"]) != (item["question"], item["answer"]):
+            found = "is missing" if other is None else f"has the answer {other['answer']!r}"
+            raise ValueError(
+                f"The {name} report was made on other data: row {item['row']} of {item['set']} {found} there and has "
+                f"the answer {item['answer']!r} here; make the report again with `llm-unlearn eval` on these data."
+            )
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, of Python and of the packages the numbers depend on."""
+    return {
+        "llm-unlearn": __version__,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in _PACKAGES},
+    }
+
+
+def _records_of(report: EvalReport | None, after: EvalReport, reason: str) -> dict[str, MetricRecord]:
+    """The records of another report under the names of `after`; where there is none, why."""
+    records = {}
+    for name, own in after.metrics.items():
+        missing = (
+            reason if report is None else f"not measured: that report has no {name}; make it again with `--eval full`"
+        )
+        unmeasured = dataclasses.replace(own, value=None, ci95=None, n=0, not_measured=missing)
+        records[name] = unmeasured if report is None else report.metrics.get(name, unmeasured)
+    return records
+
+
+def _side_by_side(items: Sequence[Mapping[str, Any]], reports: Mapping[str, EvalReport]) -> list[dict[str, Any]]:
+    """The items of one model with those of others inside, reduced to what a reader compares."""
+    joined = [dict(item) for item in items]
+    for name, report in reports.items():
+        counterparts = {(other["set"], other["row"]): other for other in report.items}
+        for item in joined:
+            other = counterparts.get((item["set"], item["row"]))
+            if other is not None:
+                item[name] = {key: other[key] for key in ("text", "probability", "loss")}
+    return joined
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(part) for part in value]
+    return value
+
+
+def _dumps(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def _terminal_number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _with_interval(record: MetricRecord) -> str:
+    if record.ci95 is None:
+        return _number(record.value)
+    low, high = record.ci95
+    return f"{_number(record.value)} [{_number(low)}, {_number(high)}]"
+
+
+def _evenly(total: int, k: int) -> list[int]:
+    """At most `k` numbers below `total`, evenly spread."""
+    k = min(k, total)
+    return [i * total // k for i in range(k)]
+
+
+def _markdown_table(rows: list[list[str]]) -> str:
+    header, *body = [[" ".join(cell.replace("|", "\\|").replace("<", "&lt;").split()) for cell in row] for row in rows]
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _markdown_list(entries: Mapping[str, Any], depth: int = 0) -> list[str]:
+    lines = []
+    for key, value in entries.items():
+        nested = isinstance(value, Mapping)
+        lines.append(f"{'  ' * depth}- {key}:" + ("" if nested else f" {value}"))
+        if nested:
+            lines += _markdown_list(value, depth + 1)
+    return lines
