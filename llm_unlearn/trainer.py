@@ -1,11 +1,12 @@
 """The abstract trainer: everything the methods share.
 
 A method supplies `forget_loss`, a function of log-probabilities. The base assembles pairs and batches, wraps the model
-in an adapter, runs **one** forward for all halves of a batch, supplies reference values, adds the retain term, and
+in an adapter, runs one forward and backward per term of the loss, supplies reference values, adds the retain term, and
 reports every part of the loss. All else (optimiser, precision, checkpoints, distribution) is `transformers.Trainer`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from llm_unlearn.adapters import TRAINED_ADAPTER, attach_adapter
 from llm_unlearn.config import UnlearningConfig
 from llm_unlearn.data.collator import DataCollatorForUnlearning
 from llm_unlearn.data.pairing import ForgetRetainDataset, PairSampler
+from llm_unlearn.data.sources import with_answer
 from llm_unlearn.data.tokenization import ExampleTokenizer
 from llm_unlearn.files import remove_if_cut
 from llm_unlearn.forward import AnswerLogits, AnswerScores, answer_logits, concatenate, split_rows
@@ -32,8 +34,9 @@ class UnlearningTrainer(Trainer):
     """Base of all methods.
 
     Args:
-        model: a causal LM, plain, quantised by bitsandbytes, or a `PeftModel` (then the reference is the model with
-            the adapters it came with, never the bare base).
+        model: a causal LM, plain, quantised by bitsandbytes, or a `PeftModel` of `load_model` (then the reference is
+            the model with the adapters it came with, never the bare base). A `PeftModel` whose one trainable adapter
+            is named "default" is trained as it is, without `peft_config`; its reference is the model without it.
         args: the method's config.
         forget_dataset: examples to forget, in any of the forms of `data.sources`.
         processing_class: the tokenizer of the model.
@@ -107,7 +110,7 @@ class UnlearningTrainer(Trainer):
         train_dataset = ForgetRetainDataset(
             tokenize.all(forget_dataset),
             tokenize.all(retain_dataset) if args.retain_coef else (),
-            [tokenize.all({**example, "answer": text} for text in refusals) for example in forget_dataset]
+            [tokenize.all(with_answer(example, text) for text in refusals) for example in forget_dataset]
             if self.needs_alternates
             else (),
             args.forget_end_token,
@@ -126,6 +129,8 @@ class UnlearningTrainer(Trainer):
         self.tokenize = tokenize
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
         self.reference_logps: ReferenceLogps | None = None
+        group_by_length = self.args.train_sampling_strategy == "group_by_length"
+        self.sampler = PairSampler(train_dataset, self.global_batch_size, self.args.seed, group_by_length)
         self.guard = DivergenceGuard(self)
         self.add_callback(self.guard)
         self._step_parts: list[dict[str, Tensor]] = []
@@ -152,33 +157,66 @@ class UnlearningTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """``forget_coef * L_forget + retain_coef * L_retain`` of one nested batch, from one forward."""
-        retain_by_kl = "retain" in inputs and self.args.retain_loss == "kl"
-        # Reference first: no adapter is switched between a forward that builds a graph and its backward.
-        reference_retain = self._reference_logits(model, inputs["retain"]) if retain_by_kl else None
-        scores = self._reference_scores(model, inputs)
-
-        joined = answer_logits(model, self._unwrapped(model), concatenate(list(inputs.values())))
-        sizes = [len(half["index"]) for half in inputs.values()]
-        answers = dict(zip(inputs, split_rows(joined, sizes), strict=True))
-
-        forget = AnswerScores.of(answers["forget"])
-        if "alternate" in answers:
-            scores["alternate"] = AnswerScores.of(answers["alternate"])
-        weight = inputs["forget"]["weight"]
-        parts = {
-            "loss/forget": _weighted_mean(self.forget_loss(forget, **scores), weight),
-            "logps/forget": _weighted_mean(forget.means.detach(), weight),
-        }
-        loss = self.args.forget_coef * parts["loss/forget"]
-        if "retain" in answers:
-            parts["loss/retain"] = _weighted_mean(retain_loss(answers["retain"], reference_retain), weight)
-            loss = loss + self.args.retain_coef * parts["loss/retain"]
-
-        parts = {name: value.detach() for name, value in parts.items()}
+        """``forget_coef * L_forget + retain_coef * L_retain`` of one nested batch."""
+        parts: dict[str, Tensor] = {}
+        loss = sum(term(model, inputs, parts) for term in self._terms(inputs))
         if model.training:
             self._step_parts.append(parts)
         return (loss, parts) if return_outputs else loss
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, dict[str, Tensor]],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The loss of one batch and its gradient, one backward per term.
+
+        No term's gradient needs another's activations, so holding one term's at a time saves a third of the memory and
+        costs no time (measured on CPU); each half is also padded to its own longest row only.
+        """
+        if self.is_deepspeed_enabled:
+            # DeepSpeed takes the optimiser step inside backward: one backward per batch.
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        self.optimizer.train()
+        inputs = self._prepare_inputs(inputs)
+        parts: dict[str, Tensor] = {}
+        losses = []
+        *others, last = self._terms(inputs)
+        for term in (*others, last):
+            # Gradients are averaged over the processes once, in the last backward.
+            with nullcontext() if term is last else self.accelerator.no_sync(model):
+                loss = term(model, inputs, parts) / self.current_gradient_accumulation_steps
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        self._step_parts.append(parts)
+        return sum(losses)
+
+    def _terms(self, inputs: dict[str, dict[str, Tensor]]) -> list[Callable[..., Tensor]]:
+        return [self._forget_term, self._retain_term] if "retain" in inputs else [self._forget_term]
+
+    def _forget_term(self, model: nn.Module, inputs: dict[str, dict[str, Tensor]], parts: dict[str, Tensor]) -> Tensor:
+        scores = self._reference_scores(model, inputs)
+        halves = {name: inputs[name] for name in ("forget", "alternate") if name in inputs}
+        joined = answer_logits(model, self._unwrapped(model), concatenate(list(halves.values())))
+        sizes = [len(half["index"]) for half in halves.values()]
+        current = {name: AnswerScores.of(part) for name, part in zip(halves, split_rows(joined, sizes), strict=True)}
+
+        weight = inputs["forget"]["weight"]
+        loss = _weighted_mean(self.forget_loss(**current, **scores), weight)
+        parts["loss/forget"] = loss.detach()
+        parts["logps/forget"] = _weighted_mean(current["forget"].means.detach(), weight)
+        return self.args.forget_coef * loss
+
+    def _retain_term(self, model: nn.Module, inputs: dict[str, dict[str, Tensor]], parts: dict[str, Tensor]) -> Tensor:
+        half = inputs["retain"]
+        # Reference first: no adapter is switched between a forward that builds a graph and its backward.
+        reference = self._reference_logits(model, half) if self.args.retain_loss == "kl" else None
+        answers = answer_logits(model, self._unwrapped(model), half)
+        loss = _weighted_mean(retain_loss(answers, reference), half["weight"])
+        parts["loss/retain"] = loss.detach()
+        return self.args.retain_coef * loss
 
     def prediction_step(
         self,
@@ -187,9 +225,13 @@ class UnlearningTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
-        """The loss of one nested batch, without gradient."""
+        """The loss of one nested batch, without gradient: its mean over the global batch, on every process.
+
+        Rows that fill up the last batch lie on the last processes, so that one process's own mean says nothing.
+        """
         with torch.no_grad():
-            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return self.accelerator.reduce(loss.detach(), reduction="mean"), None, None
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -228,11 +270,17 @@ class UnlearningTrainer(Trainer):
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def _get_train_sampler(self, train_dataset: ForgetRetainDataset | None = None) -> PairSampler:
-        group = self.args.train_sampling_strategy == "group_by_length"
-        return PairSampler(train_dataset or self.train_dataset, self.global_batch_size, self.args.seed, group)
+        return self.sampler
 
     def _get_eval_sampler(self, eval_dataset: ForgetRetainDataset) -> PairSampler:
         return PairSampler(eval_dataset, self.args.eval_batch_size * self.args.world_size, self.args.seed)
+
+    def begin_epoch(self, step: int) -> None:
+        """Tell the sampler which epoch the next step belongs to.
+
+        The stock way does not reach it where several processes resume within an epoch (accelerate 1.15).
+        """
+        self.sampler.set_epoch(step * self.global_batch_size // len(self.sampler))
 
     # Reporting.
 

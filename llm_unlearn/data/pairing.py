@@ -51,6 +51,7 @@ def plan_epoch(
     seed: int,
     epoch: int,
     lengths: Sequence[int] | None = None,
+    retain_lengths: Sequence[int] = (),
 ) -> list[Pair]:
     """The rows of one epoch, in order; their number is a multiple of `batch_size`.
 
@@ -61,17 +62,20 @@ def plan_epoch(
         batch_size: global batch: rows per optimiser step over all processes and accumulation steps.
         seed: seed of the run.
         epoch: epoch number, from 0.
-        lengths: longest sequence of each forget item in tokens; when given, steps are made of items of similar length
-            (drawn from windows of eight steps, so that the order stays random on the large scale).
+        lengths: tokens of each forget item; when given, steps are made of pairs of similar length (drawn from windows
+            of eight steps, so that the order stays random on the large scale).
+        retain_lengths: tokens of each retain item, which then count as part of a pair's length.
 
     Each forget item occurs once with positive weight. Retain and alternate items are drawn without replacement until
     all were used; which one an item meets depends on (seed, epoch, item) alone, not on batch size or order.
     """
     order = torch.randperm(n_forget, generator=_generator(seed, epoch, _ORDER)).tolist()
-    if lengths is not None:
-        order = _group_by_length(order, lengths, batch_size, _generator(seed, epoch, _GROUPS))
     retain = _draw(n_forget, n_retain, seed, epoch, _RETAIN) if n_retain else [None] * n_forget
     alternate = _draw(n_forget, n_alternate, seed, epoch, _ALTERNATE) if n_alternate else [None] * n_forget
+    if lengths is not None:
+        partners = [retain_lengths[j] for j in retain] if n_retain and retain_lengths else [0] * n_forget
+        totals = [own + partner for own, partner in zip(lengths, partners, strict=True)]
+        order = _group_by_length(order, totals, batch_size, _generator(seed, epoch, _GROUPS))
 
     pairs = []
     for start in range(0, n_forget, batch_size):
@@ -183,6 +187,7 @@ class PairSampler(Sampler[Pair]):
             seed=self.seed,
             epoch=epoch,
             lengths=self.dataset.lengths if self.group_by_length else None,
+            retain_lengths=[len(item.input_ids) for item in self.dataset.retain],
         )
 
     def __iter__(self) -> Iterator[Pair]:

@@ -159,6 +159,27 @@ def as_question_answer(example: Mapping[str, Any]) -> Row:
     return dict(example)
 
 
+def with_answer(example: Mapping[str, Any], answer: str) -> Row:
+    """The same example with another answer, in the same form.
+
+    Raises:
+        ValueError: the example is plain text, which asks nothing.
+    """
+    form = form_of(example)
+    if form == "question_answer":
+        return {"question": example["question"], "answer": answer}
+    if form == "prompt_completion":
+        # Where the completion continues the prompt after a space, so does the new one.
+        space = " " if example["completion"].startswith(" ") else ""
+        return {"prompt": example["prompt"], "completion": space + answer}
+    if form == "messages":
+        return {"messages": [*example["messages"][:-1], {"role": "assistant", "content": answer}]}
+    raise ValueError(
+        "Plain text has no question that another answer could be given to: use `--question_column` and "
+        "`--answer_column`, or a method without replacement answers."
+    )
+
+
 def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names) or "(none)"
 
