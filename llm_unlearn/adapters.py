@@ -45,8 +45,9 @@ def attach_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig, 
         seed: seed of its initial weights; the global random state is left alone.
 
     Raises:
-        ValueError: `model` already has a trainable adapter.
+        ValueError: `model` already has a trainable adapter, or see `pin_4bit_weights`.
     """
+    pin_4bit_weights(model)
     if not isinstance(model, PeftModel):
         with _seeded(seed):
             return get_peft_model(model, peft_config, TRAINED_ADAPTER)
@@ -62,6 +63,25 @@ def attach_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig, 
         model.add_adapter(TRAINED_ADAPTER, peft_config)
     _activate(model, [*_reference_names(model), TRAINED_ADAPTER])
     return model
+
+
+def pin_4bit_weights(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on CPUs that compute in bf16.
+
+    There its first forward without gradient rounds the weights' scales and turns to a kernel that has no backward
+    (bitsandbytes 0.50): the base would change, and training after an evaluation would get wrong gradients in silence.
+
+    Raises:
+        ValueError: it has already happened.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                raise ValueError(
+                    "bitsandbytes has repacked the model's 4-bit weights for inference, which cannot be undone: load "
+                    "it anew, with `llm_unlearn.load_model`."
+                )
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_reference_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> PeftModel:

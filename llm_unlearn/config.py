@@ -100,6 +100,11 @@ class UnlearningConfig(TrainingArguments):
             )
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must stay False: forget and retain batches are nested.")
+        if self.restore_callback_states_from_checkpoint:
+            raise ValueError(
+                "`restore_callback_states_from_checkpoint` must stay False: it makes callbacks anew from a checkpoint, "
+                "which the guard of a run cannot be; it reads its own state without it."
+            )
 
     def resolve_learning_rate(self, lora: bool) -> None:
         """Fill in an unset learning rate, once it is known whether adapters or full weights are trained."""

@@ -46,6 +46,9 @@ class DivergenceGuard(TrainerCallback, ExportableState):
         self.start_norm = saved.get("start_norm") or self._norm()
         self.start_retain = saved.get("start_retain")
 
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.begin_epoch(state.global_step)
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from llm_unlearn.adapters import RECORD_NAME, TRAINED_ADAPTER, load_reference_adapter
+from llm_unlearn.adapters import RECORD_NAME, TRAINED_ADAPTER, load_reference_adapter, pin_4bit_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -35,6 +35,7 @@ def load_model(source: str | Path, dtype: torch.dtype | None = None, **kwargs: A
     model = AutoModelForCausalLM.from_pretrained(
         layers[0] if layers else source, dtype=dtype, trust_remote_code=False, **kwargs
     )
+    pin_4bit_weights(model)
     for folder in layers[1:]:
         model = load_reference_adapter(model, folder)
     return model.eval()

@@ -23,6 +23,15 @@ def recipes_dir() -> Path:
     return _bundled("_recipes", "recipes")
 
 
+def eval_dir() -> Path:
+    """Folder of the launchable evaluations: `llm_unlearn/_eval` in a wheel, `eval` in a checkout or editable install.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    return _bundled("_eval", "eval")
+
+
 def _bundled(in_wheel: str, in_checkout: str) -> Path:
     packaged, root = _PACKAGE / in_wheel, _PACKAGE.parent
     if packaged.is_dir():

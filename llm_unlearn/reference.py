@@ -81,7 +81,7 @@ class ReferenceLogps:
         reference then.
         """
         dataset, device = trainer.train_dataset, trainer.args.device
-        sampler = trainer._get_train_sampler()
+        sampler = trainer.sampler
         steps_per_epoch = len(sampler) // trainer.global_batch_size
         epochs = range(ceil(trainer.state.max_steps / steps_per_epoch))
         pairs = {(pair.forget, pair.alternate) for epoch in epochs for pair in sampler.plan(epoch)}
@@ -116,7 +116,7 @@ class ReferenceLogps:
                 f"{folder} has no {FILE_NAME}, without which a run that trains all weights cannot resume: start anew, "
                 "or train an adapter (`--use_peft`)."
             )
-        return cls(**load_file(folder / FILE_NAME, device=str(device)))
+        return cls(**{name: tensor.to(device) for name, tensor in load_file(folder / FILE_NAME).items()})
 
 
 def _score(trainer: "UnlearningTrainer", model: nn.Module, items: list[TokenizedItem]) -> Tensor:

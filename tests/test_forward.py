@@ -20,10 +20,11 @@ ARCHITECTURES = ["llama", "qwen2", "gpt2", "gpt_neo"]
 
 
 def make_model(architecture, peft):
-    model = tiny_model(architecture, seed=0)
+    """In fp64, in which sums of another order differ by nothing that could hide a mistake."""
+    model = tiny_model(architecture, seed=0).double()
     if not peft:
         return model
-    model = attach_adapter(model, lora_config(r=2), seed=0)
+    model = attach_adapter(model, lora_config(r=2), seed=0).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -53,7 +54,7 @@ def test_answer_logits_are_the_full_logits_at_the_answer_positions(architecture,
     answers = answer_logits(model, model, half)
     mask = answer_mask(half["labels"])
     assert answers.logits.shape == (int(mask.sum()), 120)
-    torch.testing.assert_close(answers.logits, full_logits(model, half)[mask], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(answers.logits, full_logits(model, half)[mask], rtol=1e-9, atol=1e-9)
     assert answers.targets.tolist() == answer_targets(half["labels"]).tolist()
     assert answers.rows.tolist() == answer_rows(half["labels"]).tolist()
     assert answers.batch_size == 5
@@ -82,7 +83,7 @@ def test_one_forward_for_all_halves_equals_one_each(architecture, peft):
     assert len(parts) == 3
     for part, half in zip(parts, halves, strict=True):
         alone = answer_logits(model, model, half)
-        torch.testing.assert_close(part.logits, alone.logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(part.logits, alone.logits, rtol=1e-9, atol=1e-9)
         assert part.targets.tolist() == alone.targets.tolist()
         assert part.rows.tolist() == alone.rows.tolist()
         assert part.batch_size == alone.batch_size

@@ -1,0 +1,5 @@
+"""`python -m llm_unlearn`: the command line."""
+
+from llm_unlearn.cli import main
+
+main()

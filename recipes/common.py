@@ -1,0 +1,312 @@
+"""What the recipes share: their flags, the reading of presets, and the steps of an unlearning run.
+
+An unlearning recipe is `main("npo")`. Its steps stand in `unlearn`, top to bottom; everything it calls is the library's
+public API. `finetune.py` has steps of its own.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+
+from llm_unlearn.methods import get_method
+from llm_unlearn.paths import recipes_dir
+from llm_unlearn.quiet import quiet_upstream
+from llm_unlearn.suggest import unknown
+
+try:
+    from trl import ModelConfig, TrlParser
+except ModuleNotFoundError as error:
+    sys.exit(f"error: The recipes need {error.name}: install it with `pip install 'llm-unlearn[recipes]'`.")
+
+
+@dataclass
+class DataArguments:
+    """Where the examples lie, for every recipe."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Hub id (locuslab/TOFU), folder or file of rows, or unset for the bundled data."},
+    )
+    question_column: str | None = field(default=None, metadata={"help": "Column with the questions."})
+    answer_column: str | None = field(default=None, metadata={"help": "Column with the answers."})
+    prompt_column: str | None = field(default=None, metadata={"help": "Column with prompts."})
+    completion_column: str | None = field(default=None, metadata={"help": "Column with completions."})
+    messages_column: str | None = field(default=None, metadata={"help": "Column with chat messages."})
+    text_column: str | None = field(default=None, metadata={"help": "Column with plain text."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an earlier run in --output_dir."})
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The column mapping, of what was named."""
+        names = ("question", "answer", "prompt", "completion", "messages", "text")
+        return {name: column for name in names if (column := getattr(self, f"{name}_column"))}
+
+
+@dataclass
+class UnlearnArguments(DataArguments):
+    """What to forget, what to keep, and what to measure."""
+
+    forget_split: str = field(default="forget10", metadata={"help": "Split to forget; rows as in forget10[0:20]."})
+    retain_split: str = field(default="retain90", metadata={"help": "Split to keep; rows as in retain90[0:160]."})
+    request: str | None = field(
+        default=None, metadata={"help": "KnowledgeRequest file; its exemplars are the forget set."}
+    )
+    eval: Literal["none", "train", "quick", "full"] | None = field(
+        default=None, metadata={"help": "Evaluation tier. Unset: full on the embedded default, quick with --model."}
+    )
+    eval_retain_rows: int = field(
+        default=400, metadata={"help": "Rows of the retain split to evaluate where the data has no retain_perturbed."}
+    )
+    reference: str | None = field(
+        default=None, metadata={"help": "Report of the retain model. Unset: the testbed's on the embedded default."}
+    )
+
+
+@dataclass
+class ModelArguments(ModelConfig):
+    """trl's model flags with our defaults: an adapter on all linear layers, fp32 on CPU and bf16 on GPU."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"aliases": ["--model"], "help": "Hub id, model folder or PEFT folder; unset: the embedded default."},
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights' dtype. Unset: bfloat16 under an adapter on a GPU, else float32.",
+            "choices": ["bfloat16", "float32"],
+        },
+    )
+    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter; --no_use_peft trains all weights."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter: alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapter."})
+    lora_target_modules: list[str] | None = field(
+        default_factory=lambda: ["all-linear"], metadata={"help": "Layers that get an adapter."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.use_peft and (self.load_in_4bit or self.load_in_8bit):
+            raise ValueError("A quantised base cannot be trained in full: drop `--load_in_4bit` / `--load_in_8bit`.")
+
+    def load(self, source: str, device: Any) -> Any:
+        """The model in `source`, as these flags want it."""
+        from trl import get_quantization_config
+
+        from llm_unlearn.models import load_model
+        from llm_unlearn.run import resolve_dtype
+
+        dtype = resolve_dtype(self.dtype, self.use_peft)
+        return load_model(
+            source,
+            dtype,
+            revision=self.model_revision,
+            attn_implementation=self.attn_implementation,
+            quantization_config=get_quantization_config(replace(self, dtype=dtype)),
+            device_map={"": device} if self.load_in_4bit or self.load_in_8bit else None,
+        )
+
+
+# Flags and presets.
+
+
+class RecipeParser(TrlParser):
+    """trl's parser, which says what is wrong without printing two hundred flags first."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (`--help` lists all flags).")
+
+
+def parse(name: str, argv: list[str], *dataclasses: type, testbed: bool = False, **defaults: Any) -> tuple:
+    """Flags to dataclasses, over those of a preset file (`--config FILE`), over `defaults`.
+
+    A preset is a flat YAML file of flags, or the name of a bundled one. Where `testbed` is True and no model is named,
+    the preset `<name>-testbed` comes before it.
+
+    Raises:
+        ValueError: an unknown flag or key, or a value that does not fit.
+        FileNotFoundError: no such preset.
+    """
+    parser = RecipeParser(dataclasses, prog=f"{name}.py", allow_abbrev=False)
+    parser.set_defaults(output_dir=f"out/{name}", report_to="none", **defaults)
+    known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+
+    argv, config = _without_config(argv)
+    for flag in (token.partition("=")[0] for token in argv if token.startswith("--")):
+        if flag.removeprefix("--") not in known:
+            raise ValueError(unknown("flag", flag, (f"--{name}" for name in known)) + " `--help` lists all flags.")
+    preset = _read_preset(config, known) if config else []
+    names_model = any(token.partition("=")[0] in ("--model", "--model_name_or_path") for token in [*preset, *argv])
+    if testbed and not names_model and not {"-h", "--help"} & set(argv):
+        path = recipes_dir() / "configs" / f"{name}-testbed.yaml"
+        preset = _read_preset(str(path), known) + preset
+        if is_main_process():
+            print(f"No --model: the embedded default, with {path.name}: {' '.join(preset)}")
+    return parser.parse_args_into_dataclasses([*preset, *argv])
+
+
+def _without_config(argv: list[str]) -> tuple[list[str], str | None]:
+    """The flags other than `--config FILE` or `--config=FILE`, and FILE."""
+    rest, config, tokens = [], None, iter(argv)
+    for token in tokens:
+        if token == "--config" or token.startswith("--config="):
+            config = token.partition("=")[2] or next(tokens, None)
+            if not config or config.startswith("--"):
+                raise ValueError("`--config` needs a YAML file of flags, or the name of a bundled preset.")
+        else:
+            rest.append(token)
+    return rest, config
+
+
+def _read_preset(config: str, known: set[str]) -> list[str]:
+    """A preset as flags, so that its values are checked exactly as those of the command line are."""
+    bundled = recipes_dir() / "configs"
+    path = Path(config) if Path(config).is_file() else bundled / f"{config}.yaml"
+    if not path.is_file():
+        presets = (preset.stem for preset in bundled.glob("*.yaml"))
+        raise FileNotFoundError(f"There is no file {config}. {unknown('bundled preset', Path(config).stem, presets)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}): mend that place.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold `flag: value` lines, without the dashes of the command line.")
+    flags = []
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{path}: {unknown('flag', str(key), known)}")
+        if value is None:
+            raise ValueError(f"{path}: `{key}` has no value: give one, or remove the line to keep the default.")
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        else:
+            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that prints; known before anything distributed is set up."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def at_a_terminal() -> Iterator[None]:
+    """A user's mistake ends in one sentence and exit code 1; PYTHONDEVMODE=1 shows where it was found."""
+    quiet_upstream()
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if sys.flags.dev_mode:
+            raise
+        sys.exit(f"error: {error}")
+
+
+# An unlearning run.
+
+
+def main(method_name: str) -> None:
+    """Run a method with the flags of the command line."""
+    with at_a_terminal():
+        config_class, _ = get_method(method_name).load()
+        classes = (UnlearnArguments, config_class, ModelArguments)
+        unlearn(method_name, *parse(method_name, sys.argv[1:], *classes, testbed=True))
+
+
+def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args: ModelArguments) -> None:
+    """The run: data, model, evaluation before, training, adapter, evaluation after, report."""
+    from rich.console import Console
+    from transformers import set_seed
+    from trl import get_peft_config
+
+    import llm_unlearn.run as run
+    from llm_unlearn.evaluation.report import EvalReport
+    from llm_unlearn.forecast import Forecast
+    from llm_unlearn.hub import check_push, push_adapter
+    from llm_unlearn.models import absolute, check_source, fingerprint, load_tokenizer
+    from llm_unlearn.progress import RunLog, show_live_losses
+    from llm_unlearn.requests import KnowledgeRequest
+
+    main_process = args.process_index == 0
+    console = Console(quiet=not main_process)
+    out = Path(args.output_dir)
+
+    # Everything that can be wrong is found before a model is loaded.
+    checkpoint = run.check_output(out, args.resume_from_checkpoint, data_args.overwrite)
+    if args.push_adapter:
+        if not model_args.use_peft:
+            raise ValueError("`--push_to_hub` pushes adapters: drop it, and push `OUT/model` with `hf upload`.")
+        check_push(args.hub_model_id, args.hub_token)
+    if model_args.model_name_or_path:
+        check_source(model_args.model_name_or_path)
+    request = KnowledgeRequest.load(data_args.request) if data_args.request else None
+    data = run.load_data(
+        data_args.dataset,
+        data_args.forget_split,
+        data_args.retain_split if args.retain_coef else None,
+        data_args.columns,
+        request,
+    )
+    source, reference = model_args.model_name_or_path, data_args.reference
+    if source is None:
+        from llm_unlearn.testbed import testbed
+
+        split, _, rows = data_args.forget_split.partition("[")
+        bed = testbed(split)
+        source = bed.target
+        # The twin's report is about the whole split of the bundled data.
+        reference = reference or (None if rows or data_args.dataset or request else bed.reference)
+    tier = data_args.eval or ("quick" if model_args.model_name_or_path else "full")
+    tokenizer = load_tokenizer(source)
+    evaluator = run.make_evaluator(tokenizer, data, args, tier, data_args.eval_retain_rows) if tier != "none" else None
+    reference_report = EvalReport.load(reference) if reference else None
+    if evaluator and reference_report:
+        evaluator.require_fit(reference_report)
+
+    model = model_args.load(source, args.device)
+    base = {"source": absolute(source), "fingerprint": fingerprint(model)}
+    set_seed(args.seed)
+    _, trainer_class = get_method(method_name).load()
+    needs_second_model = not model_args.use_peft and args.retain_coef and args.retain_loss == "kl"
+    trainer = trainer_class(
+        model,
+        args,
+        data.forget,
+        tokenizer,
+        retain_dataset=data.retain,
+        refusals=run.refusals() if trainer_class.needs_alternates else (),
+        peft_config=get_peft_config(model_args),
+        ref_model=model_args.load(source, args.device) if needs_second_model else None,
+        callbacks=[RunLog(out)],
+    )
+    show_live_losses(trainer)
+    console.print(Forecast.of(trainer).table())
+
+    # A fresh adapter adds exact zeros, so this is the model before unlearning, also where a run resumes.
+    before = evaluator.evaluate(trainer.model) if evaluator else None
+    if main_process and checkpoint is None:
+        run.remove_earlier(out)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    after = evaluator.evaluate(trainer.model) if evaluator else None
+
+    record = run.run_record(method_name, trainer, base, data, request)
+    report = EvalReport.compare(after, before, reference_report, {"run": record}) if after else None
+    if main_process:
+        run.save_run(trainer, out, record, report, request)
+        if report:
+            console.print(report.table())
+            if report.has_answers:
+                console.print(report.answers_table())
+        console.print(f"Wrote {out / ('adapter' if model_args.use_peft else 'model')}")
+        if trainer.guard.reason:
+            console.print(f"The guard stopped this run: {trainer.guard.reason}.")
+        if args.push_adapter:
+            console.print(push_adapter(out / "adapter", args.hub_model_id, args.hub_private_repo, args.hub_token))
+    trainer.accelerator.wait_for_everyone()

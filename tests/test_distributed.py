@@ -1,0 +1,48 @@
+"""Two processes train what one trains."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import assert_close, assert_equal
+from safetensors.torch import load_file
+from scripts.sharded_training import RUNS, train
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """All runs on two processes, in one launch: starting up takes longer than training."""
+    out = tmp_path_factory.mktemp("two_processes")
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+    }
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(HERE / "scripts" / "sharded_training.py"), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_train_what_one_trains(name, two_processes, tmp_path):
+    ranks = [json.loads((two_processes / f"{name}.{rank}.json").read_text()) for rank in range(2)]
+    weights = [load_file(two_processes / f"{name}.{rank}.safetensors") for rank in range(2)]
+    assert [rank["processes"] for rank in ranks] == [2, 2]
+    assert_equal(*weights)
+
+    one_weights, one_lines, one_eval_loss = train(name, tmp_path, processes=1)
+    assert len(one_lines) == 6
+    for rank in ranks:
+        for ours, theirs in zip(rank["lines"], one_lines, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+        assert (rank["eval_loss"] is None) == (one_eval_loss is None)
+        assert one_eval_loss is None or rank["eval_loss"] == pytest.approx(one_eval_loss, rel=1e-4)
+    assert_close(weights[0], one_weights, atol=1e-4)

@@ -1,0 +1,145 @@
+"""A run that was killed and resumed ends where one ends that was never killed."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import assert_close, losses, make_trainer, trained_weights
+from scripts.killed_runs import RUNS, make_run
+from tiny import tiny_model
+from transformers.trainer_utils import get_last_checkpoint
+
+from llm_unlearn.progress import LOG_NAME
+from llm_unlearn.reference import FILE_NAME, ReferenceLogps
+
+HERE = Path(__file__).parent
+NOT_OF_THE_RUN = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folders that the killed runs left."""
+    folder = tmp_path_factory.mktemp("killed")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    command = [sys.executable, str(HERE / "scripts" / "killed_runs.py"), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / LOG_NAME).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_killed_and_resumed_run_equals_one_never_killed(name, killed, tmp_path):
+    *_, step, options = RUNS[name]
+    folder = killed / name
+    checkpoint = get_last_checkpoint(folder)
+    saved_at = step - step % options["save_steps"]
+    assert checkpoint.endswith(f"checkpoint-{saved_at}")
+    assert [line["step"] for line in read_log(folder)] == list(range(1, step + 1)), "killed after its last log line"
+
+    whole = make_run(name, tmp_path)
+    start = trained_weights(whole.model)
+    whole.train()
+    resumed = make_run(name, folder)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert resumed.state.global_step == whole.state.global_step > step
+    assert_close(trained_weights(resumed.model), trained_weights(whole.model), atol=1e-6)
+    assert any((trained_weights(whole.model)[key] - start[key]).abs().max() > 1e-3 for key in start)
+
+    ours, theirs = read_log(folder), read_log(tmp_path)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    # The last line is the summary of the run.
+    assert [line["step"] for line in ours[:-1]] == list(range(1, whole.state.global_step + 1))
+    for our_line, their_line in zip(ours[:-1], theirs[:-1], strict=True):
+        assert our_line == pytest.approx(their_line, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["full", "full_idk"])
+def test_full_fine_tuning_reads_its_reference_values_from_the_checkpoint(name, killed, tmp_path):
+    checkpoint = Path(get_last_checkpoint(killed / name))
+    assert (checkpoint / FILE_NAME).is_file()
+    fresh = make_run(name, tmp_path / "fresh")
+    fresh.state.max_steps = 12
+    before = ReferenceLogps.fill(fresh, fresh.model)
+
+    resumed = make_run(name, tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    after = resumed.reference_logps
+    torch.testing.assert_close(after.forget_sums, before.forget_sums, rtol=0, atol=1e-5)
+    torch.testing.assert_close(after.alternate_sums, before.alternate_sums, rtol=0, atol=1e-5, equal_nan=True)
+    # The weights of the checkpoint give other values: nothing was computed from them.
+    trained = type(fresh.model).from_pretrained(checkpoint, dtype=torch.float32)
+    moved = ReferenceLogps.fill(fresh, trained)
+    assert (moved.forget_sums - before.forget_sums).abs().min() > 0.1
+
+
+def test_an_adapter_run_needs_no_reference_values_in_its_checkpoint(killed):
+    assert not (Path(get_last_checkpoint(killed / "lora")) / FILE_NAME).exists()
+
+
+def test_a_checkpoint_without_reference_values_is_refused(tmp_path):
+    options = {"lora": False, "learning_rate": 1e-3, "save_strategy": "epoch", "num_train_epochs": 2}
+    make_trainer("npo", tmp_path, **options).train()
+    (Path(get_last_checkpoint(tmp_path)) / FILE_NAME).unlink()
+    with pytest.raises(ValueError, match=r"has no reference_logps.safetensors.*start anew, or train an adapter"):
+        make_trainer("npo", tmp_path, **(options | {"num_train_epochs": 3})).train(resume_from_checkpoint=True)
+
+
+def test_a_run_with_ref_model_reads_it_again(tmp_path):
+    options = {"lora": False, "learning_rate": 1e-3, "retain_loss": "kl", "save_strategy": "epoch"}
+    make_trainer("npo", tmp_path, ref_model=tiny_model(), **options).train()
+    assert not (Path(get_last_checkpoint(tmp_path)) / FILE_NAME).exists()
+    resumed = make_trainer("npo", tmp_path, ref_model=tiny_model(), **(options | {"num_train_epochs": 2}))
+    resumed.train(resume_from_checkpoint=True)
+    whole = make_trainer("npo", tmp_path / "whole", ref_model=tiny_model(), **(options | {"num_train_epochs": 2}))
+    whole.train()
+    assert [line["step"] for line in losses(resumed)] == list(range(1, 7))
+    torch.testing.assert_close(resumed.reference_logps.forget_sums, whole.reference_logps.forget_sums)
+
+
+class Bomb:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place),)
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_nothing_in_a_checkpoint_is_unpickled(lora, tmp_path, monkeypatch):
+    """`training_args.bin` is not read at all; optimiser, schedule and random state are read as weights only."""
+    options = {"save_strategy": "epoch", "save_total_limit": None, "lora": lora, "learning_rate": 1e-3}
+    make_trainer("npo", tmp_path, **options).train()
+    checkpoint = Path(get_last_checkpoint(tmp_path))
+    (checkpoint / "training_args.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    read = {}
+    plain_load = torch.load
+
+    def noting(file, *args, **kwargs):
+        read[Path(file).name] = kwargs.get("weights_only")
+        return plain_load(file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", noting)
+    make_trainer("npo", tmp_path, **(options | {"num_train_epochs": 2})).train(resume_from_checkpoint=str(checkpoint))
+    assert read == {"optimizer.pt": True, "scheduler.pt": True, "rng_state.pth": True}
+    assert not (tmp_path / "exploded").exists()
+
+    for name in read:
+        kept = (checkpoint / name).read_bytes()
+        torch.save(Bomb(tmp_path / "exploded"), checkpoint / name)
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            make_trainer("npo", tmp_path, **(options | {"num_train_epochs": 3})).train(
+                resume_from_checkpoint=str(checkpoint)
+            )
+        assert not (tmp_path / "exploded").exists()
+        (checkpoint / name).write_bytes(kept)
