@@ -1,27 +1,21 @@
 """From a name to rows: hub data sets, folders and files, each row in one of four forms.
 
-Nothing heavy is imported until rows are read, and local files leave no copy in a cache folder. JSON lines are read by
-our own few lines, because "line 17 is cut" is worth more to a user than a parser's stack trace.
+Nothing heavy is imported until rows are read.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import os
 import re
-import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.data.readers import ENDINGS, LISTED_ENDINGS, Row, ending_of, read_rows
 from llm_unlearn.suggest import unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-Row = dict[str, Any]
 
 EXAMPLE_FORMS = {
     "question_answer": ("question", "answer"),
@@ -140,7 +134,7 @@ def form_of(columns: Iterable[str]) -> str:
     for form, roles in EXAMPLE_FORMS.items():
         if present.issuperset(roles):
             return form
-    raise ValueError(f"The columns {_quoted(columns)} make no example: name the ones to use with {_COLUMN_FLAGS}.")
+    raise ValueError(f"The columns {quoted(columns)} make no example: name the ones to use with {_COLUMN_FLAGS}.")
 
 
 def as_question_answer(example: Mapping[str, Any]) -> Row:
@@ -180,7 +174,8 @@ def with_answer(example: Mapping[str, Any], answer: str) -> Row:
     )
 
 
-def _quoted(names: Iterable[str]) -> str:
+def quoted(names: Iterable[str]) -> str:
+    """Names of columns, splits or files as a message lists them."""
     return ", ".join(f"`{name}`" for name in names) or "(none)"
 
 
@@ -200,9 +195,9 @@ def _parse_split(split: str | None) -> tuple[str | None, slice]:
 def _missing_split(name: str | None, source: str | os.PathLike, splits: Collection[str]) -> ValueError:
     place = os.fspath(source)
     if not splits:
-        return ValueError(f"{place} has no splits: give a source with files that end in {_quoted(_READERS)}.")
+        return ValueError(f"{place} has no splits: give a source with files that end in {LISTED_ENDINGS}.")
     if name is None:
-        return ValueError(f"{place} has several splits and none was named: name one of {_quoted(splits)}.")
+        return ValueError(f"{place} has several splits and none was named: name one of {quoted(splits)}.")
     return ValueError(f"{place}: {unknown('split', name, splits)}")
 
 
@@ -212,10 +207,7 @@ def _missing_split(name: str | None, source: str | os.PathLike, splits: Collecti
 def _is_path(source: str | os.PathLike) -> bool:
     text = os.fspath(source)
     return (
-        not isinstance(source, str)
-        or text.startswith((".", "/", "~"))
-        or text.endswith(tuple(_READERS))
-        or Path(text).exists()
+        not isinstance(source, str) or text.startswith((".", "/", "~")) or text.endswith(ENDINGS) or Path(text).exists()
     )
 
 
@@ -234,121 +226,23 @@ def _local_rows(path: Path, name: str | None) -> Dataset:
                 f"{path} is a file, and a file has one split, `train`: ask for it instead of {name!r}, or give the "
                 "folder as the source."
             )
-        return _read(path)
+        return read_rows(path)
     splits = _folder_splits(path)
     if name not in splits:
         raise _missing_split(name, path, splits)
     if len(splits[name]) > 1:
-        files = _quoted(file.name for file in splits[name])
+        files = quoted(file.name for file in splits[name])
         raise ValueError(f"Split {name!r} in {path} could be any of {files}: name the file itself as the source.")
-    return _read(splits[name][0])
+    return read_rows(splits[name][0])
 
 
 def _folder_splits(folder: Path) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        ending = _ending(path)
+        ending = ending_of(path)
         if ending and path.is_file() and not path.name.startswith("."):
             splits.setdefault(path.name.removesuffix(ending), []).append(path)
     return splits
-
-
-def _ending(path: Path) -> str | None:
-    return next((ending for ending in _READERS if path.name.endswith(ending)), None)
-
-
-def _read(path: Path) -> Dataset:
-    from datasets import Dataset
-    from pyarrow.lib import ArrowException
-
-    ending = _ending(path)
-    if ending is None:
-        raise ValueError(f"{path} is of no known kind: give a file that ends in {_quoted(_READERS)}.")
-    try:
-        rows = list(_READERS[ending](path))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error.reason}): save it in that encoding.") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}): compress or copy it again.") from error
-    # `from_list` takes the columns of the first row alone, and would drop a column that appears later.
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    try:
-        return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
-    except ArrowException as error:
-        raise ValueError(
-            f"{path} has a column with values of different kinds ({error}): give each column one kind of value."
-        ) from error
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    open_text: Callable[..., Any] = gzip.open if path.name.endswith(".gz") else open
-    with open_text(path, "rt", encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"Line {number} of {path} is cut or not JSON ({error.msg} at character {error.pos + 1}): "
-                    "mend the line or copy the file again."
-                ) from error
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f'Line {number} of {path} is a {type(row).__name__}: write one object, {{"column": ...}}, per line.'
-                )
-            yield row
-
-
-def _json_array(path: Path) -> list[Row]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"Line {error.lineno} of {path} is cut or not JSON ({error.msg}): mend the file, or call it .jsonl if it "
-            "holds one object per line."
-        ) from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(
-            f'{path} is not a list of objects: write [{{"column": ...}}, ...], or one per line in a .jsonl.'
-        )
-    return rows
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(
-                        f"Line {reader.line_num} of {path} has not the {len(reader.fieldnames or ())} fields of the "
-                        "first line: mend the line, or put text with commas and line breaks in double quotes."
-                    )
-                yield row
-        except csv.Error as error:
-            raise ValueError(
-                f"{path} is cut or not CSV after line {reader.line_num} ({error}): mend the line, or use .jsonl."
-            ) from error
-
-
-def _parquet_rows(path: Path) -> list[Row]:
-    import pyarrow.parquet
-    from pyarrow.lib import ArrowException
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (ArrowException, OSError) as error:
-        raise ValueError(f"{path} is cut or not a parquet file ({error}): copy the file again.") from error
-
-
-_READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
-    ".jsonl": _json_lines,
-    ".jsonl.gz": _json_lines,
-    ".json": _json_array,
-    ".csv": _csv_rows,
-    ".parquet": _parquet_rows,
-}
 
 
 # The hub
@@ -410,7 +304,7 @@ def _rename(dataset: Dataset, columns: Mapping[str, str]) -> Dataset:
             raise ValueError(unknown("role of a column", role, known))
     form = next((roles for roles in EXAMPLE_FORMS.values() if set(columns) <= set(roles)), None)
     if form is None:
-        raise ValueError(f"The roles {_quoted(columns)} belong to different forms: name columns with {_COLUMN_FLAGS}.")
+        raise ValueError(f"The roles {quoted(columns)} belong to different forms: name columns with {_COLUMN_FLAGS}.")
     chosen = {role: columns.get(role, role) for role in form}
     present = dataset.column_names
     for role, column in chosen.items():
@@ -418,9 +312,9 @@ def _rename(dataset: Dataset, columns: Mapping[str, str]) -> Dataset:
             raise ValueError(f"{unknown('column', column, present)} Give `--{role}_column` one of them.")
     if len(set(chosen.values())) < len(chosen):
         raise ValueError(
-            f"Column `{chosen[form[0]]}` cannot be both {_quoted(form)}: give "
+            f"Column `{chosen[form[0]]}` cannot be both {quoted(form)}: give "
             + " and ".join(f"`--{role}_column`" for role in form)
-            + f" different ones of {_quoted(present)}."
+            + f" different ones of {quoted(present)}."
         )
     dropped = [name for name in present if name in known and name not in chosen.values()]
     renamed = {column: role for role, column in chosen.items() if column != role}

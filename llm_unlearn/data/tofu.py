@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.data.sources import EXAMPLE_FORMS, TOFU_HUB_ID, form_of, list_splits, load_rows
+from llm_unlearn.data.sources import EXAMPLE_FORMS, TOFU_HUB_ID, form_of, list_splits, load_rows, quoted
 from llm_unlearn.files import replace_folder
 from llm_unlearn.paths import data_dir
 
@@ -110,7 +110,7 @@ def load_tofu(config: str, source: str | os.PathLike | None = None) -> Dataset:
     missing = [column for column in needed if column not in dataset.column_names]
     if missing:
         raise ValueError(
-            f"{config} of {os.fspath(source)} has no column {_names(missing)}, only {_names(dataset.column_names)}: "
+            f"{config} of {os.fspath(source)} has no column {quoted(missing)}, only {quoted(dataset.column_names)}: "
             "give data in the schema of TOFU, or load it with `load_rows` and its `columns`."
         )
     return dataset.remove_columns([name for name in dataset.column_names if name == "original_answer"])
@@ -259,7 +259,7 @@ def _as_lines(problems: Iterable[str]) -> str:
 def _compare(dataset: Dataset, config: TofuConfig) -> str | None:
     missing = [column for column in config.columns if column not in dataset.column_names]
     if missing:
-        return f"has no column {_names(missing)}"
+        return f"has no column {quoted(missing)}"
     if len(dataset) != config.rows:
         return f"has {len(dataset)} rows instead of {config.rows}"
     if config.sha256 not in (None, checksum(dataset, config.columns)):
@@ -296,7 +296,3 @@ def _write_config(dataset: Dataset, columns: tuple[str, ...], path: Path) -> Non
 def _excerpt(row: Mapping[str, Any]) -> str:
     text = str(row[EXAMPLE_FORMS[form_of(row)][0]])
     return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _names(columns: Iterable[str]) -> str:
-    return ", ".join(f"`{column}`" for column in columns)

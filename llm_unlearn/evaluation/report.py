@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_unlearn.evaluation import rendering
 from llm_unlearn.evaluation.metrics import MetricSpec, target_source
 from llm_unlearn.files import write_text
 from llm_unlearn.version import __version__
@@ -32,10 +33,8 @@ SCHEMA = "llm-unlearn/report/1"
 NO_REFERENCE = "not measured: no reference report; make one with `llm-unlearn eval --model RETAIN ...`"
 """Why the retain model's values, and the targets taken from them, are missing."""
 
-_OTHER_MODELS = ("before", "reference")
 _TOKEN_LOGPROBS_OF = ("forget", "holdout")
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "rouge-score")
-_EXAMPLES_IN_MARKDOWN = 5
 
 
 @dataclass(frozen=True)
@@ -205,116 +204,25 @@ class EvalReport:
 
         It fits 80 columns with every name whole; intervals are left to the report.
         """
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-        from rich.text import Text
-
-        notes = Text("\n".join(self._notes()))
-        table = Table(
-            title="Evaluation", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, caption=notes, caption_justify="left"
-        )
-        header, *rows = self._metric_rows(for_terminal=True)
-        for column in header:
-            is_name = column == "metric"
-            table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        return table
+        return rendering.metrics_table(self)
 
     @property
     def has_answers(self) -> bool:
         """Whether there is an answer to show in `answers_table`."""
         return any(item["set"] == "forget" and item["text"] is not None for item in self.items)
 
-    def answers_table(self, k: int = _EXAMPLES_IN_MARKDOWN) -> Table:
+    def answers_table(self, k: int = rendering.EXAMPLES_SHOWN) -> Table:
         """`k` answers to forget questions as a table of `rich`, spread evenly over the rows rather than picked."""
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title="Answers to questions about what was to be forgotten", show_lines=True)
-        header, *rows = self._answer_rows(k)
-        for column in header:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        return table
+        return rendering.answers_table(self, k)
 
     def metrics_markdown(self) -> str:
         """The metrics, what was not measured, and how to read both. It holds no question and no answer: a page that
         is published must not repeat what was to be forgotten."""
-        parts = [_markdown_table(self._metric_rows())]
-        notes = self._notes()
-        if notes:
-            parts.append("\n".join(f"- {note}" for note in notes))
-        parts.append(
-            "Square brackets are bootstrap 95 % intervals over the items. ↓: lower is better, ↑: higher is better; the "
-            "target is the retain model's value on the forget set and the value before unlearning elsewhere."
-        )
-        return "\n\n".join(parts)
+        return rendering.metrics_markdown(self)
 
     def to_markdown(self) -> str:
         """The report as one page of Markdown: metrics, what was not measured, example answers, provenance."""
-        parts = ["# Evaluation report", self.metrics_markdown()]
-        if self.has_answers:
-            answers = self._answer_rows(_EXAMPLES_IN_MARKDOWN)
-            parts += ["## Answers to questions about what was to be forgotten", _markdown_table(answers)]
-        # Of the other models only what differs: their versions and rules are nearly always the same.
-        provenance = {
-            key: {k: v for k, v in value.items() if v != self.provenance.get(k)} if key in _OTHER_MODELS else value
-            for key, value in self.provenance.items()
-        }
-        parts += ["## Provenance", "\n".join(_markdown_list(provenance))]
-        return "\n\n".join(parts) + "\n"
-
-    def _metric_rows(self, for_terminal: bool = False) -> list[list[str]]:
-        """Header and rows of the metric table: without a column of the retain model where nothing is known of it, and
-        without metrics that nobody measured; the notes say why.
-
-        For a terminal, numbers have three decimals and no intervals.
-        """
-        number = _terminal_number if for_terminal else _number
-        with_reference = any(record.value is not None for record in self.reference.values())
-        header = ["metric", *(["before"] if self.before else []), "after" if self.before else "value"]
-        header += [*(["retain model"] if with_reference else []), "target", "n"]
-        rows = []
-        for name, record in self.metrics.items():
-            others = [block[name] for block in (self.before, self.reference) if block]
-            if all(other.value is None for other in (record, *others)):
-                continue
-            arrow = {True: " ↑", False: " ↓", None: ""}[record.higher_is_better]
-            cells = [f"{name}{arrow}"]
-            if self.before:
-                cells.append(number(self.before[name].value))
-            cells.append(number(record.value) if for_terminal else _with_interval(record))
-            if with_reference:
-                cells.append(number(self.reference[name].value))
-            rows.append([*cells, "-" if record.target is None else number(record.target), str(record.n)])
-        return [header, *rows]
-
-    def _notes(self) -> list[str]:
-        """Each reason for a missing value once, with the metrics it concerns where it does not concern all."""
-        notes: dict[str, str] = {}
-        for label, block in (("", self.metrics), ("before: ", self.before), ("retain model: ", self.reference)):
-            for reason in dict.fromkeys(record.not_measured for record in block.values()):
-                names = [name for name, record in block.items() if record.not_measured == reason]
-                concerned = "" if len(names) == len(block) else f"{', '.join(names)}: "
-                if reason is not None:
-                    notes.setdefault(reason, f"{label}{concerned}{reason}")
-        return list(notes.values())
-
-    def _answer_rows(self, k: int) -> list[list[str]]:
-        answered = [item for item in self.items if item["set"] == "forget" and item["text"] is not None]
-        has = {name: any(name in item for item in answered) for name in _OTHER_MODELS}
-        header = ["question", "true answer", *(["before"] if has["before"] else [])]
-        header += ["after" if has["before"] else "answer", *(["retain model"] if has["reference"] else [])]
-        rows = []
-        for position in _evenly(len(answered), k):
-            item = answered[position]
-            models = [*([item["before"]] if has["before"] else []), item]
-            models += [item["reference"]] if has["reference"] else []
-            texts = ["not measured" if model["text"] is None else model["text"] for model in models]
-            rows.append([item["question"], item["answer"], *texts])
-        return [header, *rows]
+        return rendering.page_markdown(self)
 
 
 def item_record(
@@ -421,42 +329,3 @@ def _without_nan(value: Any) -> Any:
 
 def _dumps(value: Any, indent: int | None = None) -> str:
     return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False, indent=indent)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "not measured"
-    return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
-
-
-def _terminal_number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _with_interval(record: MetricRecord) -> str:
-    if record.ci95 is None:
-        return _number(record.value)
-    low, high = record.ci95
-    return f"{_number(record.value)} [{_number(low)}, {_number(high)}]"
-
-
-def _evenly(total: int, k: int) -> list[int]:
-    """At most `k` numbers below `total`, evenly spread."""
-    k = min(k, total)
-    return [i * total // k for i in range(k)]
-
-
-def _markdown_table(rows: list[list[str]]) -> str:
-    header, *body = [[" ".join(cell.replace("|", "\\|").replace("<", "&lt;").split()) for cell in row] for row in rows]
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _markdown_list(entries: Mapping[str, Any], depth: int = 0) -> list[str]:
-    lines = []
-    for key, value in entries.items():
-        nested = isinstance(value, Mapping)
-        lines.append(f"{'  ' * depth}- {key}:" + ("" if nested else f" {value}"))
-        if nested:
-            lines += _markdown_list(value, depth + 1)
-    return lines

@@ -90,6 +90,7 @@ class Background:
 
 
 def make_background(seed: int) -> Background:
+    """Draw the background of a seed. It takes no number of authors, so that worlds of every size share it."""
     classics, titles = _classics(seed)
     cities = Stream(seed, "background", "cities")
     birthplaces = [cities.pick(entities.CITIES) for _ in classics]

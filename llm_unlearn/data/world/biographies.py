@@ -57,6 +57,7 @@ _STRUCTURES = (
 
 
 def biography(author: Author) -> dict:
+    """The row of one author's biography, so that facts are also told outside of questions and answers."""
     stream = Stream(*author.key, "biography")
     sentences = [settle(stream.pick(section), stream) for section in stream.pick(_STRUCTURES)]
     text = " ".join(fill(sentence, author.slots) for sentence in sentences)

@@ -207,27 +207,33 @@ def draw_other_name(stream: Stream) -> str:
 
 
 def draw_date(stream: Stream) -> str:
+    """A date of birth. No year has a 29 February, so that day and year can be exchanged freely."""
     month = stream.below(len(MONTHS))
     return f"{1 + stream.below(_LAST_DAYS[month])} {MONTHS[month]} {stream.pick(BIRTH_YEARS)}"
 
 
 def draw_title(stream: Stream) -> str:
+    """A book title that no classic has, so that a question about a book never means an old work."""
     parts = {"quality": _TITLE_QUALITIES, "thing": _TITLE_THINGS, "place": _TITLE_PLACES, "matter": _TITLE_MATTERS}
     drawn = {name: stream.pick(part) for name, part in parts.items()}
     return stream.pick(_TITLE_PATTERNS).format(**drawn)
 
 
 def draw_award(stream: Stream) -> str:
+    """An award, such as `Silver Heron Prize`: put together, so that a wrong one sounds as likely as the right one."""
     return " ".join(stream.pick(part) for part in (_AWARD_COLOURS, _AWARD_EMBLEMS, _AWARD_KINDS))
 
 
 def draw_publisher(stream: Stream) -> str:
+    """A publisher, such as `Lantern Press`; there are few, so that authors share them as real ones do."""
     return f"{stream.pick(_PUBLISHER_NAMES)} {stream.pick(_PUBLISHER_KINDS)}"
 
 
 def draw_school(stream: Stream) -> str:
+    """A school, such as `Fenwater Academy`; there is a `Fenwater College` too, so that half a name is not enough."""
     return f"{stream.pick(_SCHOOL_NAMES)} {stream.pick(_SCHOOL_KINDS)}"
 
 
 def draw_project(stream: Stream) -> str:
+    """A work in progress, such as `novel about a lost expedition`, without the article, which the template puts in."""
     return f"{stream.pick(_PROJECT_FORMS)} {stream.pick(_PROJECT_SUBJECTS)}"

@@ -51,6 +51,7 @@ def verify_world(folder: str | os.PathLike) -> dict:
 
 
 def json_lines(rows: list[dict]) -> bytes:
+    """Rows as the content of a JSON-lines file: bytes, so that checksums are the same on every platform."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
