@@ -85,12 +85,13 @@ def answer_logits(model: nn.Module, unwrapped: nn.Module, batch: dict[str, Tenso
     Args:
         model: the module to call, wrapped or not.
         unwrapped: the same model without wrappers, for access to its head.
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, each ``(batch, tokens)``, right-padded.
+        batch: ``input_ids`` and ``labels``, each ``(batch, tokens)``, right-padded.
     """
     labels = batch["labels"]
-    mask = answer_mask(labels)
-    with only_positions(unwrapped, mask):
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    with only_positions(unwrapped, answer_mask(labels)):
+        # No attention mask: what stands to the right of a token changes nothing in a causal model, and without a mask
+        # attention neither builds one nor copies keys and values for every head that shares them.
+        logits = model(input_ids=batch["input_ids"], use_cache=False).logits
     return AnswerLogits(logits, answer_targets(labels), answer_rows(labels), labels.shape[0])
 
 

@@ -122,7 +122,8 @@ class ReferenceLogps:
 def _score(trainer: "UnlearningTrainer", model: nn.Module, items: list[TokenizedItem]) -> Tensor:
     """``S_ref`` per item. Batches are formed before they are dealt to processes, so their number changes no value."""
     args = trainer.args
-    by_length = sorted(range(len(items)), key=lambda i: len(items[i].input_ids))
+    # Longest first: what is allocated for the first batch is reused by all the others.
+    by_length = sorted(range(len(items)), key=lambda i: len(items[i].input_ids), reverse=True)
     size = args.per_device_eval_batch_size
     batches = [by_length[at : at + size] for at in range(0, len(by_length), size)]
     rounds = ceil(len(batches) / args.world_size)

@@ -19,7 +19,7 @@ from llm_unlearn.adapters import TRAINED_ADAPTER, save_adapter
 from llm_unlearn.card import model_card
 from llm_unlearn.config import UnlearningConfig
 from llm_unlearn.data.sources import list_splits, load_rows
-from llm_unlearn.data.tofu import check_disjoint
+from llm_unlearn.data.tofu import check_disjoint, source_or_bundled
 from llm_unlearn.data.tokenization import ExampleTokenizer
 from llm_unlearn.evaluation.evaluator import Evaluator
 from llm_unlearn.evaluation.report import EvalReport, versions
@@ -110,7 +110,7 @@ def load_data(
     Raises:
         ValueError, FileNotFoundError: see `load_rows` and `check_disjoint`.
     """
-    place = data_dir() / "tofu" if source is None else source
+    place = source_or_bundled(source)
     retain = None
     if request is not None:
         if not request.exemplars:
@@ -135,7 +135,7 @@ def make_evaluator(
     first `retain_rows` rows of the run's own retain set.
     """
     tokenize = ExampleTokenizer(tokenizer, args.system_prompt, args.max_length)
-    place = data_dir() / "tofu" if data.source is None else data.source
+    place = source_or_bundled(data.source)
     splits = list_splits(place)
     # Not for some rows of a split, nor for the retention examples of a request.
     whole_split = data.retain is None or data.retain_split in splits

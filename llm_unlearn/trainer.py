@@ -26,6 +26,7 @@ from llm_unlearn.files import remove_if_cut
 from llm_unlearn.forward import AnswerLogits, AnswerScores, answer_logits, concatenate, split_rows
 from llm_unlearn.functional import row_mean, token_kl
 from llm_unlearn.guard import DivergenceGuard
+from llm_unlearn.memory import return_freed_memory
 from llm_unlearn.models import require_fp32
 from llm_unlearn.reference import ReferenceLogps, reference_model
 
@@ -190,6 +191,8 @@ class UnlearningTrainer(Trainer):
                 loss = term(model, inputs, parts) / self.current_gradient_accumulation_steps
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
+            if self.args.device.type == "cpu":
+                return_freed_memory()
         self._step_parts.append(parts)
         return sum(losses)
 

@@ -87,6 +87,11 @@ TOFU_ORDER = (
 """Which questions and answers, in which order, make up a configuration. Row numbers identify items across them."""
 
 
+def source_or_bundled(source: str | os.PathLike | None) -> str | os.PathLike:
+    """`source`, or the folder of the bundled data where none is named."""
+    return data_dir() / "tofu" if source is None else source
+
+
 def load_tofu(config: str, source: str | os.PathLike | None = None) -> Dataset:
     """Load one configuration of TOFU, or of data in its schema.
 
@@ -104,7 +109,7 @@ def load_tofu(config: str, source: str | os.PathLike | None = None) -> Dataset:
         FileNotFoundError: the source does not exist or cannot be reached.
         ValueError: there is no such configuration, or it lacks one of these columns.
     """
-    source = data_dir() / "tofu" if source is None else source
+    source = source_or_bundled(source)
     dataset = load_rows(config, source)
     needed = _BACKGROUND if config.partition("[")[0].endswith("_perturbed") else _PLAIN
     missing = [column for column in needed if column not in dataset.column_names]

@@ -5,10 +5,9 @@ from os import PathLike
 from typing import Any
 
 from llm_unlearn.data.sources import as_question_answer, list_splits
-from llm_unlearn.data.tofu import load_tofu
+from llm_unlearn.data.tofu import load_tofu, source_or_bundled
 from llm_unlearn.data.tokenization import ExampleTokenizer
 from llm_unlearn.evaluation.evaluator import EvalSet, Evaluator, Tier
-from llm_unlearn.paths import data_dir
 
 _SETS = {
     "retain": "retain_perturbed",
@@ -35,7 +34,7 @@ def tofu_evaluator(
         retain: rows to evaluate as the retain set instead of `retain_perturbed`, for example those a model was
             actually trained on.
     """
-    there = list_splits(data_dir() / "tofu" if source is None else source)
+    there = list_splits(source_or_bundled(source))
     rows = {"forget": list(forget)}
     rows |= {name: list(load_tofu(config, source)) for name, config in _SETS.items() if config in there}
     if retain is not None:
