@@ -37,7 +37,29 @@ def token_logps(
     logits: Float[Tensor, "n_tokens vocab"], targets: Int[Tensor, " n_tokens"]
 ) -> Float[Tensor, " n_tokens"]:
     """``log p(target)`` per answer position, in nats, computed in fp32 whatever the dtype of the logits."""
-    return -F.cross_entropy(logits.float(), targets, reduction="none")
+    return _TokenLogps.apply(logits, targets)
+
+
+class _TokenLogps(torch.autograd.Function):
+    """``z_y - logsumexp(z)``, keeping only the logits for backward.
+
+    Cross-entropy would keep the log-probabilities of the whole vocabulary beside them and build two gradients of that
+    size; here backward makes one, ``g (onehot(y) - softmax(z))``.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+        logits32 = logits.float()
+        lse = logits32.logsumexp(-1)
+        ctx.save_for_backward(logits, targets, lse)
+        return logits32.gather(-1, targets[:, None])[:, 0] - lse
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        logits, targets, lse = ctx.saved_tensors
+        gradient = (logits.float() - lse[:, None]).exp_().mul_(-grad[:, None])
+        gradient.scatter_add_(-1, targets[:, None], grad[:, None])
+        return gradient.to(logits.dtype), None
 
 
 def token_kl(

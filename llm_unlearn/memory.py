@@ -9,24 +9,16 @@ from functools import cache
 _WORTH_RETURNING = 128 * 2**20
 
 
+_MALLOC_FIELDS = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
+
+
 class _MallocInfo(ctypes.Structure):
     """glibc's `struct mallinfo2`; `fordblks` is what the heap holds in freed chunks."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
-    ]
+    _fields_ = [(name, ctypes.c_size_t) for name in _MALLOC_FIELDS]
 
 
 @cache

@@ -191,7 +191,7 @@ class UnlearningTrainer(Trainer):
                 loss = term(model, inputs, parts) / self.current_gradient_accumulation_steps
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
-            if self.args.device.type == "cpu":
+            if term is not last and self.args.device.type == "cpu":
                 return_freed_memory()
         self._step_parts.append(parts)
         return sum(losses)
