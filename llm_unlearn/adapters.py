@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from llm_unlearn.files import replace_folder, write_json
@@ -145,7 +145,7 @@ def load_record(folder: str | Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def merge_adapter(model: PeftModel, folder: str | Path, tokenizer_source: str | Path) -> None:
+def merge_adapter(model: PeftModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Fold all adapters into the weights and write a plain model folder with its tokenizer.
 
     Merging cannot be revoked, and rounds where the weights are bf16: evaluate the merged model before it is used.
@@ -153,8 +153,6 @@ def merge_adapter(model: PeftModel, folder: str | Path, tokenizer_source: str | 
     Raises:
         ValueError: there is no adapter, or the base is quantised and its weights cannot hold the sum.
     """
-    from llm_unlearn.models import load_tokenizer
-
     if not isinstance(model, PeftModel):
         raise ValueError("The model has no adapter to merge: give the `adapter` folder of a run.")
     if getattr(model.get_base_model(), "is_quantized", False):
@@ -165,7 +163,7 @@ def merge_adapter(model: PeftModel, folder: str | Path, tokenizer_source: str | 
     merged = model.merge_and_unload(adapter_names=_active_names(model))
     with replace_folder(folder) as partial:
         merged.save_pretrained(partial)
-        load_tokenizer(tokenizer_source).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
 
 
 def _reference_names(model: PeftModel) -> list[str]:

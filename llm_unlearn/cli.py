@@ -151,9 +151,9 @@ def merge(
     if output.exists():
         raise ValueError(f"{output} exists and would be replaced: name a new folder.")
     from llm_unlearn.adapters import merge_adapter
-    from llm_unlearn.models import load_model
+    from llm_unlearn.models import load_model, load_tokenizer
 
-    merge_adapter(load_model(adapter), output, adapter)
+    merge_adapter(load_model(adapter), output, load_tokenizer(adapter))
     typer.echo(f"Wrote {output}")
 
 

@@ -307,7 +307,7 @@ def test_a_merged_model_is_a_plain_model_with_the_same_logits(stack, tmp_path):
     trainer = make_trainer("simnpo", tmp_path / "run", model=load_model(second))
     trainer.train()
     expected = probe_logits(trainer.model)
-    merge_adapter(trainer.model, tmp_path / "merged", first)
+    merge_adapter(trainer.model, tmp_path / "merged", tiny_tokenizer())
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
     merged = load_model(tmp_path / "merged")
     assert not isinstance(merged, PeftModel)
@@ -383,7 +383,7 @@ def test_an_adapter_over_a_quantised_base(bits, retain_loss, tmp_path):
     save_adapter(trainer.model, tmp_path / "adapter", {}, "card")
     assert torch.equal(probe_logits(PeftModel.from_pretrained(load(), tmp_path / "adapter")), changed)
     with pytest.raises(ValueError, match=r"quantised and cannot take up an adapter.*then merge"):
-        merge_adapter(trainer.model, tmp_path / "merged", tmp_path)
+        merge_adapter(trainer.model, tmp_path / "merged", tiny_tokenizer())
     assert not (tmp_path / "merged").exists()
 
 
