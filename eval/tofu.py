@@ -38,7 +38,7 @@ class EvalArguments:
     retain_rows: int = field(
         default=400, metadata={"help": "Rows of the retain split to evaluate where retain_perturbed is not used."}
     )
-    tier: Literal["train", "quick", "full"] = field(default="quick", metadata={"help": "How much is generated."})
+    eval: Literal["train", "quick", "full"] = field(default="quick", metadata={"help": "How much is generated."})
     reference: str | None = field(default=None, metadata={"help": "Report of the retain model, a file or its folder."})
     dtype: Literal["bfloat16", "float32"] | None = field(
         default=None, metadata={"help": "Weights' dtype. Unset: float32 on CPU, bfloat16 on a GPU."}
@@ -69,7 +69,7 @@ def evaluate(args: EvalArguments) -> None:
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     data = run.load_data(args.dataset, args.forget_split, args.retain_split, {})
-    evaluator = run.make_evaluator(load_tokenizer(args.model), data, args, args.tier, args.retain_rows)
+    evaluator = run.make_evaluator(load_tokenizer(args.model), data, args, args.eval, args.retain_rows)
     reference = EvalReport.load(args.reference) if args.reference else None
     if reference:
         evaluator.require_fit(reference)

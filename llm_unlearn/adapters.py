@@ -157,8 +157,7 @@ def merge_adapter(model: PeftModel, folder: str | Path, tokenizer: PreTrainedTok
         raise ValueError("The model has no adapter to merge: give the `adapter` folder of a run.")
     if getattr(model.get_base_model(), "is_quantized", False):
         raise ValueError(
-            "The base is quantised and cannot take up an adapter: load it with `--dtype bfloat16` and without "
-            "`--load_in_4bit` / `--load_in_8bit`, then merge."
+            "The base is quantised and cannot take up an adapter: load it without `quantization_config`, then merge."
         )
     merged = model.merge_and_unload(adapter_names=_active_names(model))
     with replace_folder(folder) as partial:

@@ -146,14 +146,19 @@ def push(
 def merge(
     adapter: Annotated[Path, typer.Argument(help="The `adapter` folder of a run.")],
     output: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
+    dtype: Annotated[str, typer.Option(help="Precision to merge and write in: float32 or bfloat16.")] = "float32",
 ) -> None:
     """Fold an adapter into its base and write a plain model. This cannot be revoked; the adapter folder stays."""
     if output.exists():
         raise ValueError(f"{output} exists and would be replaced: name a new folder.")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"`--dtype` is {dtype!r}; give float32 or bfloat16.")
+    import torch
+
     from llm_unlearn.adapters import merge_adapter
     from llm_unlearn.models import load_model, load_tokenizer
 
-    merge_adapter(load_model(adapter), output, load_tokenizer(adapter))
+    merge_adapter(load_model(adapter, getattr(torch, dtype)), output, load_tokenizer(adapter))
     typer.echo(f"Wrote {output}")
 
 

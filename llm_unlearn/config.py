@@ -35,8 +35,8 @@ class UnlearningConfig(TrainingArguments):
         max_weight_growth (`float`, defaults to 10): without a retain set, the run stops when the norm of the trained
             weights passes this multiple of its value at the start, > 1.
         system_prompt, max_length: see `ExampleTokenizer`.
-        push_to_hub (`bool`, defaults to False): push the finished adapter folder, once, at the end. Checkpoints and
-            the pickled training arguments beside them never leave the machine.
+        push_to_hub (`bool`, defaults to False): the recipes push the finished adapter folder, once, at the end; the
+            trainer itself pushes nothing. Checkpoints and the pickled training arguments beside them stay here.
     """
 
     full_learning_rate: ClassVar[float] = 1e-5
@@ -98,6 +98,8 @@ class UnlearningConfig(TrainingArguments):
                 f"`train_sampling_strategy` is {self.train_sampling_strategy!r}; pairs are drawn by 'random' or "
                 "'group_by_length'."
             )
+        if self.label_smoothing_factor:
+            raise ValueError("`label_smoothing_factor` is not used by unlearning losses: leave it at 0.")
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must stay False: forget and retain batches are nested.")
         if self.restore_callback_states_from_checkpoint:

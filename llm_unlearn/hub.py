@@ -1,5 +1,8 @@
 """Publish an adapter folder on the Hugging Face Hub."""
 
+import json
+import shutil
+import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
@@ -7,6 +10,7 @@ from huggingface_hub.errors import HTTPError  # of whichever HTTP library the cl
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from llm_unlearn.adapters import RECORD_NAME, load_record
+from llm_unlearn.files import write_json
 
 PUBLISHED = ("adapter_model.safetensors", "adapter_config.json", RECORD_NAME, "README.md")
 """All that ever leaves the machine."""
@@ -51,12 +55,14 @@ def push_adapter(folder: str | Path, repo_id: str | None, private: bool | None =
     api = HfApi(token=token)
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=url.repo_id,
-            folder_path=folder,
-            allow_patterns=list(PUBLISHED),
-            commit_message="Upload unlearning adapter",
-        )
+        with tempfile.TemporaryDirectory() as copy:
+            _copy_without_local_paths(folder, Path(copy))
+            api.upload_folder(
+                repo_id=url.repo_id,
+                folder_path=copy,
+                allow_patterns=list(PUBLISHED),
+                commit_message="Upload unlearning adapter",
+            )
     except (HTTPError, OSError, RuntimeError) as error:  # the client raises a RuntimeError for a cut upload
         reason = " ".join(str(error).split())[:300]
         raise OSError(
@@ -64,3 +70,16 @@ def push_adapter(folder: str | Path, repo_id: str | None, private: bool | None =
             f"and push it with `llm-unlearn push {folder} {repo_id}`."
         ) from error
     return str(url)
+
+
+def _copy_without_local_paths(folder: Path, copy: Path) -> None:
+    """Copy what is published; of folders on this machine only their own names go along."""
+    for name in PUBLISHED:
+        shutil.copy(folder / name, copy / name)
+    config = json.loads((copy / "adapter_config.json").read_text(encoding="utf-8"))
+    record = json.loads((copy / RECORD_NAME).read_text(encoding="utf-8"))
+    for holder, key in ((config, "base_model_name_or_path"), (record["base"], "source"), (record["data"], "dataset")):
+        if holder[key] and Path(holder[key]).exists():
+            holder[key] = Path(holder[key]).name
+    write_json(copy / "adapter_config.json", config)
+    write_json(copy / RECORD_NAME, record)

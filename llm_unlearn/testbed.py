@@ -148,6 +148,9 @@ def compare_rebuild(forget_split: str = "forget10", tolerance: float = 0.05) -> 
 
     Returns:
         One line per metric, and the verdict.
+
+    Raises:
+        ValueError: some metric differs by more than `tolerance`.
     """
     there = testbed(forget_split)
     with tempfile.TemporaryDirectory() as scratch:
@@ -156,11 +159,15 @@ def compare_rebuild(forget_split: str = "forget10", tolerance: float = 0.05) -> 
         for name in ("target", "retain"):
             old, new = (_evaluate(getattr(bed, name), forget_split) for bed in (there, anew))
             for metric, record in old.metrics.items():
+                if record.value is None or new.metrics[metric].value is None:
+                    raise ValueError(f"{name} {metric} was not measured, so the rebuild cannot be compared.")
                 difference = abs(record.value - new.metrics[metric].value)
                 worst = max(worst, difference)
                 lines.append(f"{name} {metric}: {record.value:.3f} in use, {new.metrics[metric].value:.3f} rebuilt")
-    verdict = "agrees" if worst <= tolerance else "DISAGREES"
-    return "\n".join([*lines, f"The rebuild {verdict}: largest difference {worst:.3f}, tolerance {tolerance}."])
+    verdict = f"largest difference {worst:.3f}, tolerance {tolerance}."
+    if worst > tolerance:
+        raise ValueError("\n".join([*lines, f"The rebuild disagrees with the pair in use: {verdict}"]))
+    return "\n".join([*lines, f"The rebuild agrees: {verdict}"])
 
 
 def _evaluate(model_folder: Path, forget_split: str) -> "EvalReport":

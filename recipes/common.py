@@ -246,6 +246,11 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
         check_push(args.hub_model_id, args.hub_token)
     if model_args.model_name_or_path:
         check_source(model_args.model_name_or_path)
+        if data_args.overwrite and Path(model_args.model_name_or_path).resolve().is_relative_to(out.resolve()):
+            raise ValueError(
+                f"`--overwrite` would remove {model_args.model_name_or_path}, the model itself: choose another "
+                "`--output_dir`."
+            )
     request = KnowledgeRequest.load(data_args.request) if data_args.request else None
     data = run.load_data(
         data_args.dataset,
@@ -271,7 +276,15 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
         evaluator.require_fit(reference_report)
 
     model = model_args.load(source, args.device)
-    base = {"source": absolute(source), "fingerprint": fingerprint(model)}
+    quantization = getattr(model.config, "quantization_config", None)
+    base = {
+        "source": absolute(source),
+        "fingerprint": fingerprint(model),
+        "revision": model_args.model_revision,
+        "dtype": str(model_args.dtype).removeprefix("torch."),
+        "quantization": quantization
+        and {k: v for k, v in quantization.to_dict().items() if k.startswith(("load", "bnb"))},
+    }
     set_seed(args.seed)
     _, trainer_class = get_method(method_name).load()
     needs_second_model = not model_args.use_peft and args.retain_coef and args.retain_loss == "kl"

@@ -22,7 +22,7 @@ def model(tmp_path_factory):
 
 def run_eval(model, out, *flags, num_processes=1):
     command = [sys.executable, "-m", "llm_unlearn", "eval", "--num_processes", str(num_processes)]
-    common = ["--model", str(model), "--output_dir", str(out), "--forget_split", "forget10[0:6]", "--tier", "train"]
+    common = ["--model", str(model), "--output_dir", str(out), "--forget_split", "forget10[0:6]", "--eval", "train"]
     return subprocess.run([*command, *common, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
@@ -49,7 +49,7 @@ def test_a_report_of_one_process_serves_as_reference_of_two(model, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--tiers", "full"], "--tiers"),
+        (["--evals", "full"], "--evals"),
         (["--reference", "nowhere"], "There is no report at"),
         (["--retain_split", "forget10[0:1]"], "--retain_split"),
     ],

@@ -1,4 +1,4 @@
-"""Objectives against numbers derived by hand: one answer token, four words (specs/methods_field.md, section 7)."""
+"""Objectives against numbers derived by hand: one answer token, four words."""
 
 import math
 

@@ -108,7 +108,7 @@ class ForgetRetainDataset(Dataset):
         retain: items to keep; empty for a run without a retain set.
         alternate: for each forget item, the candidate replacement answers, tokenised with the same prompt
             (refusals, rewritten answers); empty for a run without.
-        forget_end_token: whether the forget half scores the end token. Defaults to True (DESIGN: one end token);
+        forget_end_token: whether the forget half scores the end token. Defaults to True;
             False is the form of the papers that unlearn the answer's words only.
 
     Raises:

@@ -52,7 +52,7 @@ class MetricSpec:
         needs: the arguments of `function`, in order.
         range: lowest and highest possible value; None for no bound.
         version: raised whenever a change of code changes a number.
-        variant: which of several published definitions this is (specs/metrics.md 1.1).
+        variant: which of several published definitions this is.
         higher_is_better: per set; None where neither direction is better.
         target: per set, whose value is the target.
     """
