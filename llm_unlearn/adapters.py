@@ -122,13 +122,22 @@ def save_adapter(model: PeftModel, folder: str | Path, record: dict, card: str) 
         ValueError: the adapter has weights that are not finite.
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
-    bad = [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
-    if bad:
-        raise ValueError(f"The adapter has non-finite weights ({bad[0]} and {len(bad) - 1} more) and is not saved.")
+    require_finite(model)
     with replace_folder(folder) as partial:
         model.save_pretrained(partial, selected_adapters=[TRAINED_ADAPTER])
         write_json(partial / RECORD_NAME, {"schema": RECORD_SCHEMA, **record})
         (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def require_finite(model: nn.Module) -> None:
+    """Reject what a diverged run left behind, before it is written.
+
+    Raises:
+        ValueError: trained weights are not finite.
+    """
+    bad = [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+    if bad:
+        raise ValueError(f"The run left non-finite weights ({bad[0]} and {len(bad) - 1} more); they are not saved.")
 
 
 def load_record(folder: str | Path) -> dict:

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from llm_unlearn.adapters import TRAINED_ADAPTER, save_adapter
+from llm_unlearn.adapters import RECORD_NAME, RECORD_SCHEMA, TRAINED_ADAPTER, require_finite, save_adapter
 from llm_unlearn.card import model_card
 from llm_unlearn.config import UnlearningConfig
 from llm_unlearn.data.sources import list_splits, load_rows
@@ -207,7 +207,8 @@ def save_run(
     if isinstance(trainer.model, PeftModel):
         save_adapter(trainer.model, out / "adapter", record, model_card(record, report))
     else:
-        save_finetuned(trainer.model, trainer.tokenize.tokenizer, out, record["base"]["source"])
+        folder = save_finetuned(trainer.model, trainer.tokenize.tokenizer, out, record["base"]["source"])
+        write_json(folder / RECORD_NAME, {"schema": RECORD_SCHEMA, **record})
     if report is not None:
         report.save(out)
     if request is not None:
@@ -224,7 +225,11 @@ def save_finetuned(
         tokenizer: saved beside a whole model; an adapter has that of its base.
         out: the run's folder.
         source: what the run started from, which an adapter stands on.
+
+    Raises:
+        ValueError: trained weights are not finite.
     """
+    require_finite(model)
     if isinstance(model, PeftModel):
         with replace_folder(out / "adapter") as partial:
             model.save_pretrained(partial, selected_adapters=[TRAINED_ADAPTER])

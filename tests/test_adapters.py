@@ -294,7 +294,7 @@ def test_a_full_disk_leaves_nothing_half_written(where, older, trained, tmp_path
 def test_weights_that_are_not_finite_are_not_saved(trained, tmp_path):
     with torch.no_grad():
         next(weight for weight in trained.parameters() if weight.requires_grad).view(-1)[3] = torch.nan
-    with pytest.raises(ValueError, match=r"non-finite weights \(.*lora_A.default.weight and 0 more\) and is not saved"):
+    with pytest.raises(ValueError, match=r"non-finite weights \(.*lora_A.default.weight and 0 more\)"):
         save_adapter(trained, tmp_path / "adapter", {}, "card")
     assert not (tmp_path / "adapter").exists()
 

@@ -222,6 +222,8 @@ def test_all_weights_can_be_trained(flags, tmp_path):
     run_recipe("grad_diff", *flags, "--no_use_peft", "--retain_loss", "kl")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model", "checkpoint-2", "log.jsonl"}
     assert load_model(tmp_path / "out" / "model").dtype == torch.float32
+    record = json.loads((tmp_path / "out" / "model" / "unlearning_config.json").read_text())
+    assert (record["method"], record["arguments"]["retain_loss"]) == ("grad_diff", "kl")
 
 
 def test_four_bit_base(flags, tmp_path):
