@@ -1,51 +1,62 @@
-"""What teacher-forced scores tell about one answer: its probability, and how much of it the model would write itself.
+"""How much of an answer the model would write itself, from its teacher-forced hits: ``hit_t = [argmax p = y_t]``.
 
-All three count the answer tokens and one end token (variant `fixed`; the peer counts the end token in the probability
-only). An item whose log-probabilities are NaN, as those of a collapsed model are, has the value NaN everywhere: its
-hits would otherwise read as perfect forgetting.
+Both count the answer tokens and one end token, and need no generation. Hits know nothing of log-probabilities that are
+not numbers: an item of a collapsed model has no hits and would read as perfect forgetting, so whoever calls leaves such
+items out.
+
+The peer drops the last label; see `counted_labels`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-if TYPE_CHECKING:
-    from llm_unlearn.evaluation.outputs import ItemScores
+Hits = Sequence[Bool[np.ndarray, " _"]]
+"""One array per item, ``(T_i,)`` with T_i at least 1."""
 
 
-def probability(scores: Sequence[ItemScores]) -> Float[np.ndarray, " n"]:
-    """``P_i = exp(1/T sum_t log p(y_t))``, the length-normalised probability of the answer, in [0, 1].
+def counted_labels(items: Sequence[np.ndarray], drop_last: bool) -> list[np.ndarray]:
+    """The values of each item that count: all, or under `drop_last` all but that of the last label.
 
-    High where the answer is known. Source: TOFU (arXiv:2401.06121), section 2.2.
+    An answer of one token would have nothing left; it keeps that token.
     """
-    return np.exp(_per_item(scores, lambda item: item.logprobs.mean(dtype=np.float64)))
+    return [item[: max(len(item) - drop_last, 1)] for item in items]
 
 
-def exact_memorization(scores: Sequence[ItemScores]) -> Float[np.ndarray, " n"]:
-    """``EM_i = 1/T sum_t [argmax p = y_t]``, the share of answer tokens that greedy decoding would choose, in [0, 1].
+def exact_memorization(hits: Hits, drop_last: bool = False) -> Float[np.ndarray, " n"]:
+    """``EM_i = 1/T sum_t hit_t``, the share of answer tokens that greedy decoding would choose, in [0, 1].
 
-    High where the answer is known; a model that never saw it still guesses common words.
+    Higher where the answer is known: down on the forget set. Target there: the retain model's value, not 0 (.585 for
+    Llama-3.2-1B on TOFU forget10), since a model that never saw an answer still guesses common words. Source: Tirumala
+    et al. (arXiv:2205.10770).
+
+    Args:
+        hits: one array per item.
+        drop_last: leave out the last label, as `open_unlearning` does.
     """
-    return _per_item(scores, lambda item: item.hits.mean())
+    return np.array([counted.mean() for counted in counted_labels(hits, drop_last)], dtype=np.float64)
 
 
-def extraction_strength(scores: Sequence[ItemScores]) -> Float[np.ndarray, " n"]:
+def extraction_strength(hits: Hits, floor: bool = False, drop_last: bool = False) -> Float[np.ndarray, " n"]:
     """``ES_i = 1 - k/T``, with k the shortest answer prefix after which greedy decoding writes the rest, in [0, 1].
 
-    That is the number of hits in a row at the end, over T, and needs no generation. High where the answer is known.
-    No floor: an answer whose last token is missed has 0 (the peer gives it 1/T).
+    That is the number of hits in a row at the end, over T. Higher where the answer is known: down on the forget set.
+    Target there: the retain model's value (.059 with the floor, for Llama-3.2-1B on TOFU forget10). Source: Carlini et
+    al. (arXiv:2012.07805); as a metric of unlearning: Wang et al. (arXiv:2406.09179).
+
+    Args:
+        hits: one array per item.
+        floor: count at least one hit, so that an answer whose last token is missed has 1/T and not 0. The loop of
+            `open_unlearning` stops one prefix early; a third of the retain model's .059 is this floor.
+        drop_last: leave out the last label, as `open_unlearning` does.
     """
-    return _per_item(scores, lambda item: _hits_at_end(item.hits) / len(item.hits))
+    return np.array(
+        [max(_hits_at_end(counted), int(floor)) / len(counted) for counted in counted_labels(hits, drop_last)],
+        dtype=np.float64,
+    )
 
 
-def _hits_at_end(hits: np.ndarray) -> int:
+def _hits_at_end(hits: Bool[np.ndarray, " t"]) -> int:
     misses = np.flatnonzero(~hits)
     return len(hits) - 1 - int(misses[-1]) if len(misses) else len(hits)
-
-
-def _per_item(scores: Sequence[ItemScores], value) -> Float[np.ndarray, " n"]:
-    return np.array([np.nan if np.isnan(item.logprobs).any() else value(item) for item in scores], dtype=np.float64)
