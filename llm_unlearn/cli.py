@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make or fetch data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+report_app = typer.Typer(help="Show and compare the reports of evaluations.", no_args_is_help=True)
+app.add_typer(report_app, name="report")
 
 
 def main() -> None:
@@ -197,3 +199,38 @@ def data_get(
     for finding in findings:
         typer.echo(finding)
     typer.echo(f"Wrote and verified {output}")
+
+
+@report_app.command("compare")
+def report_compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of two or more runs, or their report.json.")],
+    output_dir: Annotated[
+        Path | None, typer.Option("--output_dir", help="Where to write comparison.md and comparison.html.")
+    ] = None,
+) -> None:
+    """Put runs side by side: every metric with its target, the best marked."""
+    from rich.console import Console
+
+    from llm_unlearn.evaluation.comparison import compare, load_runs
+
+    comparison = compare(load_runs(runs))
+    Console(highlight=False).print(comparison.table())
+    if output_dir is not None:
+        from llm_unlearn.evaluation.html import comparison_page
+        from llm_unlearn.files import write_text
+
+        write_text(output_dir / "comparison.md", comparison.to_markdown())
+        write_text(output_dir / "comparison.html", comparison_page(comparison))
+        typer.echo(f"Wrote {output_dir}/comparison.md and {output_dir}/comparison.html")
+
+
+@report_app.command("html")
+def report_html(run: Annotated[Path, typer.Argument(help="Folder of a run, or its report.json.")]) -> None:
+    """Write report.html beside the report.json of a run. It shows questions and answers: keep it with the run."""
+    from llm_unlearn.evaluation.html import page
+    from llm_unlearn.evaluation.report import EvalReport
+    from llm_unlearn.files import write_text
+
+    target = (run if run.is_dir() else run.parent) / "report.html"
+    write_text(target, page(EvalReport.load(run)))
+    typer.echo(f"Wrote {target}")
