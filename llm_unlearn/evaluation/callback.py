@@ -1,0 +1,158 @@
+"""Evaluation while a run trains: what each epoch did, which one to keep, and when to stop."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from llm_unlearn.evaluation.evaluator import Evaluator
+from llm_unlearn.evaluation.metrics import higher_is_better
+from llm_unlearn.evaluation.outputs.sharding import process_state
+from llm_unlearn.evaluation.report import EvalReport
+from llm_unlearn.files import replace_folder
+
+BEST_NAME = "best/trained.safetensors"
+
+
+class EvaluationCallback(TrainerCallback, ExportableState):
+    """Evaluates the model of a `Trainer` per epoch or every N steps, on all its processes, and logs the numbers.
+
+    Logged are all metrics with a value, as ``eval/<name>``. With an objective, the weights of the best evaluation are
+    put back when training ends, and training ends early once `patience` evaluations in a row were no better. The
+    trained weights of the best evaluation are held once more, on the CPU, and written to ``best/`` in the output
+    folder, so that a resumed run knows them; what was found so far goes into checkpoints. A resumed run is the
+    uninterrupted one.
+
+    Args:
+        evaluator: what to evaluate; in the tier `train` a fraction of an epoch's time.
+        every: steps between evaluations; None for one after every epoch.
+        objective: name of a metric to keep the best of, such as ``tuning_score``; None to keep the last weights.
+        patience: evaluations without improvement after which to stop; None to go on to the end.
+        before: report of the model before unlearning, for metrics that compare with it.
+        reference: report of the retain model, likewise.
+
+    Raises:
+        ValueError: `every` or `patience` are not positive, `patience` comes without an objective, or the objective
+            has no direction or cannot be measured.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        every: int | None = None,
+        objective: str | None = None,
+        patience: int | None = None,
+        before: EvalReport | None = None,
+        reference: EvalReport | None = None,
+    ):
+        for name, value in (("every", every), ("patience", patience)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; it counts steps or evaluations and must be at least 1.")
+        if patience is not None and objective is None:
+            raise ValueError("`patience` waits for an improvement: name the `--objective` to be improved.")
+        if objective is not None:
+            evaluator.require([objective], has_before=before is not None, has_reference=reference is not None)
+            if higher_is_better(objective) is None:
+                raise ValueError(
+                    f"Neither direction of `{objective}` is better, so it cannot be an `--objective`: name a metric "
+                    "with a direction, such as tuning_score."
+                )
+        self.evaluator = evaluator
+        self.every = every
+        self.objective = objective
+        self.patience = patience
+        self.before = before
+        self.reference = reference
+        self.history: list[tuple[int, float]] = []
+        self._best: dict[str, Tensor] | None = None
+        self._trainer: Trainer | None = None
+
+    def attach(self, trainer: Trainer) -> None:
+        """Add this callback to a trainer, through which it logs."""
+        self._trainer = trainer
+        trainer.add_callback(self)
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the best evaluation so far, the first of equals."""
+        if not self.history:
+            return None
+        sign = 1 if higher_is_better(self.objective) else -1
+        return max(self.history, key=lambda entry: sign * entry[1])[0]
+
+    def state(self) -> dict:
+        """Kept in checkpoints."""
+        return {"args": {}, "attributes": {"history": self.history}}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
+        self.history = [(int(step), float(value)) for step, value in saved.get("history", [])]
+        self._best = _read(Path(args.output_dir) / BEST_NAME, self.best_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+    ) -> None:
+        if self.every is not None and state.global_step % self.every == 0:
+            self._evaluate(args, state, control, model)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+    ) -> None:
+        if self.every is None:
+            self._evaluate(args, state, control, model)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+    ) -> None:
+        if self._best is None:
+            return
+        trained = _trained(model)
+        with torch.no_grad():
+            for name, weight in self._best.items():
+                trained[name].copy_(weight)
+        self._trainer.log({"eval/best_step": float(self.best_step)})
+
+    def _evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module
+    ) -> None:
+        report = EvalReport.compare(self.evaluator.evaluate(model), self.before, self.reference)
+        measured = {name: record.value for name, record in report.metrics.items() if record.value is not None}
+        self._trainer.log({f"eval/{name}": value for name, value in measured.items()})
+        if self.objective is None:
+            return
+        if self.objective in measured:
+            # A collapsed model has no value: it is no better than any.
+            self.history.append((state.global_step, measured[self.objective]))
+            if self.best_step == state.global_step:
+                self._best = {name: weight.detach().cpu().clone() for name, weight in _trained(model).items()}
+                if process_state().is_main_process:
+                    file = Path(args.output_dir) / BEST_NAME
+                    with replace_folder(file.parent) as partial:
+                        save_file(self._best, partial / file.name, metadata={"step": str(state.global_step)})
+        if self.patience is not None and self._evaluations_since_best(state.global_step) >= self.patience:
+            control.should_training_stop = True
+
+    def _evaluations_since_best(self, step: int) -> int:
+        later = {entry[0] for entry in self.history if self.best_step is None or entry[0] > self.best_step}
+        # One without a value counts as well, and is not in the history.
+        return len(later | {step}) if step != self.best_step else 0
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _read(file: Path, step: int | None) -> dict[str, Tensor] | None:
+    """The weights in `file`, if they are those of `step`."""
+    if step is None or not file.is_file():
+        return None
+    with safe_open(file, framework="pt") as weights:
+        if weights.metadata().get("step") != str(step):
+            # Of a later step, which the resumed run will reach again.
+            return None
+        return {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
