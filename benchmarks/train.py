@@ -13,20 +13,18 @@ forwarded. Memory is the peak of resident memory from the loaded model on.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+
+from measure import machine, peak_bytes, reset_peak
 
 FORGET_SPLIT, RETAIN_SPLIT = "forget01", "retain99"
 BATCH_SIZE, EPOCHS, SEED = 4, 10, 0
-PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -184,23 +182,6 @@ def step_tokens(sampler, count: int) -> list[int]:
     ]
 
 
-def reset_peak() -> int:
-    """Start a new peak of resident memory, where the system can (Linux); bytes resident now."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        print("The peak of resident memory cannot be reset here: loading the model counts too.", file=sys.stderr)
-    return peak_bytes()
-
-
-def peak_bytes() -> int:
-    """Peak of resident memory in bytes."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 # The parent. It stays small (no torch): on Linux a child inherits the peak of the process that started it.
 
 
@@ -290,21 +271,6 @@ def show(summary: dict) -> None:
                 f"{name}: the reference cache took {cache['seconds']:.1f} s for {cache['items']:.0f} items, which is "
                 f"{cache['seconds_per_step_of_a_run']:.3f} s per step of {EPOCHS} epochs and not in the table."
             )
-
-
-def machine(threads: int) -> dict:
-    """What the numbers depend on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-    }
 
 
 def main() -> None:

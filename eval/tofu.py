@@ -1,12 +1,13 @@
 r"""Evaluate a model or an adapter on the sets of TOFU, and write a report that can serve as a reference.
 
-The report of a retain model, to which unlearned models are then compared:
+With no flags, the embedded default. The report of a retain model, to which unlearned models are then compared:
 
     python eval/tofu.py --model RETAIN --output_dir out/retain --dataset tofu --forget_split forget10
 
-An unlearned model beside it (`--model` may be the `adapter` folder of a run):
+An unlearned model beside it, and beside itself without its adapter:
 
-    python eval/tofu.py --model out/npo-forget10/adapter --reference out/retain --dataset tofu --output_dir out/after
+    python eval/tofu.py --model BASE --adapter out/npo-forget10/adapter --before base --reference out/retain \
+        --dataset tofu --output_dir out/after
 
 Several processes: `llm-unlearn eval --num_processes 2 ...`.
 """
@@ -14,35 +15,41 @@ Several processes: `llm-unlearn eval --num_processes 2 ...`.
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser
 
 from llm_unlearn.data.tokenization import DEFAULT_SYSTEM_PROMPT
+from llm_unlearn.flags import DataFlags, EvaluationFlags
 from llm_unlearn.quiet import quiet_upstream
 
 
 @dataclass
-class EvalArguments:
-    """What to evaluate, on which rows, and where the report goes."""
+class EvalArguments(EvaluationFlags, DataFlags):
+    """What to evaluate, and where the report goes."""
 
-    model: str = field(metadata={"help": "Hub id, model folder, or PEFT folder such as the `adapter` of a run."})
-    output_dir: str = field(metadata={"help": "Folder for report.json and report.md."})
-    dataset: str | None = field(
-        default=None, metadata={"help": "Hub id (locuslab/TOFU), folder of JSON lines, or unset for the bundled data."}
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id, model folder, or PEFT folder such as the `adapter` of a run; unset: the testbed's target."
+        },
     )
-    forget_split: str = field(default="forget10", metadata={"help": "Split to forget; rows as in forget10[0:20]."})
-    retain_split: str = field(default="retain90", metadata={"help": "Split to keep; rows as in retain90[0:160]."})
-    retain_rows: int = field(
-        default=400, metadata={"help": "Rows of the retain split to evaluate where retain_perturbed is not used."}
+    adapter: str | None = field(default=None, metadata={"help": "PEFT folder to put on --model."})
+    output_dir: str = field(default="out/eval", metadata={"help": "Folder for report.json, report.md, report.html."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an earlier report in --output_dir."})
+    before: str | None = field(
+        default=None,
+        metadata={
+            "help": "Report of the model before unlearning, or `base`: evaluate the model without its adapter, too."
+        },
     )
-    eval: Literal["train", "quick", "full"] = field(default="quick", metadata={"help": "How much is generated."})
-    reference: str | None = field(default=None, metadata={"help": "Report of the retain model, a file or its folder."})
     dtype: Literal["bfloat16", "float32"] | None = field(
         default=None, metadata={"help": "Weights' dtype. Unset: float32 on CPU, bfloat16 on a GPU."}
     )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Load the weights in 4 bits (bitsandbytes)."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Load the weights in 8 bits (bitsandbytes)."})
     system_prompt: str = field(
         default=DEFAULT_SYSTEM_PROMPT, metadata={"help": "System message under a chat template; empty for none."}
     )
@@ -54,41 +61,94 @@ def main() -> None:
     quiet_upstream()
     try:
         evaluate(*HfArgumentParser(EvalArguments, allow_abbrev=False).parse_args_into_dataclasses())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if sys.flags.dev_mode:
+            raise
         sys.exit(f"error: {error}")
 
 
 def evaluate(args: EvalArguments) -> None:
     """Data, model, scores and answers, report."""
-    import torch
+    from peft import PeftModel
     from rich.console import Console
 
     from llm_unlearn import run
+    from llm_unlearn.adapters import newest_adapter, without_newest_adapter
+    from llm_unlearn.evaluation.cache import evaluate_once
     from llm_unlearn.evaluation.report import EvalReport
-    from llm_unlearn.models import fingerprint, load_model, load_tokenizer
+    from llm_unlearn.models import check_source, fingerprint, identity, load_tokenizer
+    from llm_unlearn.paths import cache_dir
+    from llm_unlearn.requests import KnowledgeRequest
 
+    # Everything that can be wrong is found before a model is loaded.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    data = run.load_data(args.dataset, args.forget_split, args.retain_split, {})
-    evaluator = run.make_evaluator(load_tokenizer(args.model), data, args, args.eval, args.retain_rows)
-    reference = EvalReport.load(args.reference) if args.reference else None
-    if reference:
-        evaluator.require_fit(reference)
-    dtype = None if args.dtype is None else getattr(torch, args.dtype)
-    model = load_model(args.model, dtype).to(state.device)
+    out = Path(args.output_dir)
+    if (out / "report.json").exists() and not args.overwrite:
+        raise ValueError(f"{out} already holds a report: choose another `--output_dir`, or replace it: `--overwrite`.")
+    if args.eval == "none":
+        raise ValueError("`--eval none` measures nothing: give train, quick or full.")
+    for source in filter(None, (args.model, args.adapter)):
+        check_source(source)
+    request = KnowledgeRequest.load(args.request) if args.request else None
+    data = run.load_data(args.dataset, args.forget_split, args.retain_split, args.columns, request)
+    bed = run.default_testbed(args.forget_split) if args.model is None and args.adapter is None else None
+    source = str(bed.target) if bed else args.model or args.adapter
+    tier = args.eval or ("full" if args.model is None and args.adapter is None else "quick")
+    tokenizer = load_tokenizer(source)
+    evaluator = run.make_evaluator(tokenizer, data, args, args.suite(tier), args.eval_retain_rows)
+    cache = cache_dir() / "evaluations" if args.eval_cache else None
+    reference = run.reference_report(args, data, evaluator, bed, cache)
+    before_report = EvalReport.load(args.before) if args.before and args.before != "base" else None
+    if before_report:
+        evaluator.require_fit(before_report, "before")
+    evaluator.require(args.metrics, has_before=bool(args.before), has_reference=reference is not None)
 
+    model = _load(args, source, state.device)
+    adapted = isinstance(model, PeftModel)
+    if args.before == "base" and not adapted:
+        raise ValueError("`--before base` evaluates a model without its adapter, but there is none: give `--adapter`.")
+    before_name = fingerprint(model, newest_adapter(model) if adapted else None)
+    judge = run.judge_of(model, before_name)
+    if args.before == "base":
+        with without_newest_adapter(model):
+            before_report = evaluate_once(evaluator, model, identity(model), judge, cache)
+    after = evaluate_once(evaluator, model, identity(model), judge, cache)
     provenance = {
-        "model": args.model,
-        "fingerprint": fingerprint(model),
+        "model": source,
+        "adapter": args.adapter,
+        "fingerprint": fingerprint(model, None),
         "dataset": args.dataset or "bundled",
-        "forget_split": args.forget_split,
-        "retain_split": args.retain_split,
+        "forget_split": data.forget_split,
+        "retain_split": data.retain_split,
+        "max_rows": args.max_rows or None,
     }
-    report = EvalReport.compare(evaluator.evaluate(model), reference=reference, provenance=provenance)
+    report = EvalReport.compare(after, before_report, reference, provenance)
     if state.is_main_process:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        report.save(args.output_dir)
-        Console().print(report.table(), report.answers_table())
-        Console().print(f"Wrote {args.output_dir}/report.json")
+        out.mkdir(parents=True, exist_ok=True)
+        report.save(out)
+        console = Console()
+        console.print(report.table())
+        if report.has_answers:
+            console.print(report.answers_table())
+        console.print(f"Wrote {out}/report.json, report.md and report.html")
+    report.require(args.metrics)
+
+
+def _load(args: EvalArguments, source: str, device: Any) -> Any:
+    import torch
+
+    from llm_unlearn.adapters import load_reference_adapter
+    from llm_unlearn.models import load_model
+
+    dtype = None if args.dtype is None else getattr(torch, args.dtype)
+    if args.load_in_4bit or args.load_in_8bit:
+        from transformers import BitsAndBytesConfig
+
+        quantization = BitsAndBytesConfig(load_in_4bit=args.load_in_4bit, load_in_8bit=args.load_in_8bit)
+        model = load_model(source, dtype, quantization_config=quantization, device_map={"": device})
+    else:
+        model = load_model(source, dtype).to(device)
+    return load_reference_adapter(model, args.adapter) if args.adapter and args.model else model
 
 
 if __name__ == "__main__":

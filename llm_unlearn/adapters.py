@@ -94,19 +94,25 @@ def load_reference_adapter(model: PreTrainedModel | PeftModel, folder: str | Pat
     return model.eval()
 
 
+def newest_adapter(model: PeftModel) -> str:
+    """The adapter in training, or, where none is, the last of those the model came with."""
+    return TRAINED_ADAPTER if TRAINED_ADAPTER in model.peft_config else _reference_names(model)[-1]
+
+
 @contextmanager
-def without_trained_adapter(model: PeftModel) -> Iterator[None]:
-    """Within the context `model` computes exactly what it did before the trained adapter was put on."""
-    came_with = _reference_names(model)
-    if not came_with:
+def without_newest_adapter(model: PeftModel) -> Iterator[None]:
+    """Within the context `model` computes exactly what it did before its newest adapter was put on."""
+    names = [*_reference_names(model), *([TRAINED_ADAPTER] if TRAINED_ADAPTER in model.peft_config else [])]
+    older = names[:-1]
+    if not older:
         with model.disable_adapter():
             yield
         return
-    _activate(model, came_with)
+    _activate(model, older)
     try:
         yield
     finally:
-        _activate(model, [*came_with, TRAINED_ADAPTER])
+        _activate(model, names)
 
 
 def save_adapter(model: PeftModel, folder: str | Path, record: dict, card: str) -> None:

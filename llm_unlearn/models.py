@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -97,20 +98,44 @@ def require_fp32(model: nn.Module) -> None:
         )
 
 
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes, types and bytes of all weights but those of the trained adapter.
+def fingerprint(model: nn.Module, leave_out: str | None = TRAINED_ADAPTER) -> str:
+    """SHA-256 over the names, shapes, types and bytes of all weights but those of one adapter.
 
     A model has the same fingerprint before an adapter is put on it, while the adapter trains, and after it was
     removed; it takes about a second per gigabyte.
+
+    Args:
+        model: the model.
+        leave_out: name of the adapter, by default the one in training; None for all weights.
     """
     digest = hashlib.sha256()
     weights = {
         name.replace("base_model.model.", "").replace(".base_layer", ""): tensor
         for name, tensor in model.state_dict().items()
-        if isinstance(tensor, torch.Tensor) and f".{TRAINED_ADAPTER}." not in name
+        if isinstance(tensor, torch.Tensor) and f".{leave_out}." not in name
     }
     for name, tensor in sorted(weights.items()):
         flat = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(flat.shape)} {flat.dtype}".encode())
         digest.update(flat.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def identity(model: nn.Module) -> str:
+    """SHA-256 over everything in a model that decides its outputs.
+
+    That is all weights, the settings, and of every adapted layer which adapters are on, merged, and how they scale: a
+    model whose adapter is switched off for a while is another one.
+    """
+    layers = [
+        [name, layer.disable_adapters, layer.active_adapters, layer.merged_adapters, getattr(layer, "scaling", None)]
+        for name, layer in model.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+    ]
+    adapters = {name: config.to_dict() for name, config in getattr(model, "peft_config", {}).items()}
+    settings = [model.config.to_dict(), adapters, layers, fingerprint(model, leave_out=None)]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=_as_text).encode()).hexdigest()
+
+
+def _as_text(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, set) else str(value)

@@ -1,5 +1,6 @@
 """Where the files that travel with the package lie: the one place that knows a wheel from a checkout."""
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -43,3 +44,9 @@ def _bundled(in_wheel: str, in_checkout: str) -> Path:
         f"Neither {packaged} nor {root / in_checkout} of a checkout exists, so this installation is incomplete: "
         "run `pip install --force-reinstall llm-unlearn`, or check the repository out again."
     )
+
+
+def cache_dir() -> Path:
+    """Where built things are kept: `LLM_UNLEARN_CACHE`, or `llm-unlearn` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llm-unlearn"
+    return Path(os.environ.get("LLM_UNLEARN_CACHE", default))

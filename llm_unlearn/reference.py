@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from llm_unlearn.adapters import without_trained_adapter
+from llm_unlearn.adapters import without_newest_adapter
 from llm_unlearn.data.collator import collate
 from llm_unlearn.data.tokenization import TokenizedItem
 from llm_unlearn.forward import AnswerScores, answer_logits
@@ -47,7 +47,7 @@ def reference_model(model: nn.Module, unwrapped: nn.Module, ref_model: nn.Module
     was_training = unwrapped.training
     model.eval()
     try:
-        with without_trained_adapter(unwrapped):
+        with without_newest_adapter(unwrapped):
             yield model
     finally:
         model.train(was_training)

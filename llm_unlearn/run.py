@@ -3,8 +3,9 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,27 +13,37 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from llm_unlearn.adapters import RECORD_NAME, RECORD_SCHEMA, TRAINED_ADAPTER, require_finite, save_adapter
+from llm_unlearn.adapters import (
+    RECORD_NAME,
+    RECORD_SCHEMA,
+    TRAINED_ADAPTER,
+    require_finite,
+    save_adapter,
+    without_newest_adapter,
+)
 from llm_unlearn.card import model_card
-from llm_unlearn.config import UnlearningConfig
 from llm_unlearn.data.sources import list_splits, load_rows
 from llm_unlearn.data.tofu import check_disjoint, source_or_bundled
 from llm_unlearn.data.tokenization import ExampleTokenizer
-from llm_unlearn.evaluation.evaluator import Evaluator
+from llm_unlearn.evaluation.cache import evaluate_once
+from llm_unlearn.evaluation.evaluator import Evaluator, Judge
 from llm_unlearn.evaluation.report import EvalReport, versions
-from llm_unlearn.evaluation.suites import tofu_evaluator
+from llm_unlearn.evaluation.suites import SuiteSettings, tofu_evaluator
 from llm_unlearn.files import replace_folder, write_json
-from llm_unlearn.models import ADAPTER_CONFIG
+from llm_unlearn.flags import EvaluationFlags
+from llm_unlearn.models import ADAPTER_CONFIG, identity, load_model
 from llm_unlearn.paths import data_dir
 from llm_unlearn.requests import KnowledgeRequest
 
 if TYPE_CHECKING:
+    from llm_unlearn.testbed import Testbed
     from llm_unlearn.trainer import UnlearningTrainer
 
-_RUN_FILES = ("adapter", "model", "report.json", "report.md", "log.jsonl", "request.json")
+_RUN_FILES = ("adapter", "model", "best", "report.json", "report.md", "report.html", "log.jsonl", "request.json")
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class RunData:
         source: where the data set lies; None for the bundled one.
         forget_split, retain_split: their names, with the rows taken.
         forget, retain: the rows; `retain` is None for a run without a retain term.
+        columns: which column of the data set plays which role, see `load_rows`.
     """
 
     source: str | None
@@ -50,6 +62,7 @@ class RunData:
     retain_split: str | None
     forget: Dataset
     retain: Dataset | None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_output(out: Path, resume: str | None, overwrite: bool) -> str | None:
@@ -123,25 +136,84 @@ def load_data(
     if retain_split and retain is None:
         retain = load_rows(retain_split, place, columns)
     check_disjoint(forget, retain)
-    return RunData(source, forget_split, retain_split, forget, retain)
+    return RunData(source, forget_split, retain_split, forget, retain, columns)
+
+
+def default_testbed(forget_split: str) -> "Testbed":
+    """The testbed to which a forget split, or some of its rows, belongs."""
+    from llm_unlearn.testbed import testbed
+
+    return testbed(forget_split.partition("[")[0])
+
+
+def reference_report(
+    args: EvaluationFlags, data: RunData, evaluator: Evaluator, bed: "Testbed | None", cache: Path | None
+) -> EvalReport | None:
+    """The report of the retain model: the one that was named, or the testbed's.
+
+    The twin's shipped report serves where it fits; for another convention or other rows of the utility sets the twin is
+    evaluated now. It is a twin for a whole split of the bundled data only.
+
+    Args:
+        args: names the report, if at all.
+        data: the rows.
+        evaluator: what the report must fit.
+        bed: the testbed, where the model is its target.
+        cache: where reports are kept, see `evaluate_once`.
+
+    Raises:
+        ValueError, FileNotFoundError: the named report does not fit, or there is none.
+    """
+    if args.reference:
+        report = EvalReport.load(args.reference)
+        evaluator.require_fit(report)
+        return report
+    if bed is None or "[" in args.forget_split or data.source or args.request:
+        return None
+    report = EvalReport.load(bed.reference)
+    if all(report.provenance.get(key) == evaluator.settings[key] for key in ("compat", "ids")):
+        return report
+    twin = load_model(bed.retain)
+    return evaluate_once(evaluator, twin, identity(twin), None, cache)
 
 
 def make_evaluator(
-    tokenizer: PreTrainedTokenizerBase, data: RunData, args: UnlearningConfig, tier: str, retain_rows: int
+    tokenizer: PreTrainedTokenizerBase, data: RunData, args: Any, settings: SuiteSettings, retain_rows: int
 ) -> Evaluator:
-    """The evaluation that belongs to a run's data, with the run's tokenisation.
+    """The evaluation that belongs to a run's data, with the run's tokenisation (`args.system_prompt`, `.max_length`).
 
     The retain set is TOFU's `retain_perturbed` where the data has it and its rows are among those trained on, else the
     first `retain_rows` rows of the run's own retain set.
     """
     tokenize = ExampleTokenizer(tokenizer, args.system_prompt, args.max_length)
-    place = source_or_bundled(data.source)
-    splits = list_splits(place)
+    splits = list_splits(source_or_bundled(data.source))
     # Not for some rows of a split, nor for the retention examples of a request.
     whole_split = data.retain is None or data.retain_split in splits
     standard = whole_split and "retain_perturbed" in splits
     retain = None if standard or data.retain is None else data.retain.select(range(min(retain_rows, len(data.retain))))
-    return tofu_evaluator(tokenize, data.forget, data.source, tier, retain)
+    named = None if data.forget_split.startswith("request ") else data.forget_split
+    return tofu_evaluator(
+        tokenize, data.forget, data.source, settings, forget_split=named, retain=retain, columns=data.columns
+    )
+
+
+def judge_of(model: PreTrainedModel | PeftModel, name: str, all_trained: bool = False) -> Judge | None:
+    """The model before unlearning, as far as it is still there, to judge the fluency of texts.
+
+    Args:
+        model: the model: with an adapter, the newest of which is switched off to judge, or without.
+        name: fingerprint of the model before unlearning.
+        all_trained: whether all weights have been trained, which leaves no judge.
+    """
+    if not isinstance(model, PeftModel):
+        return None if all_trained else Judge(name, lambda: nullcontext(model))
+
+    @contextmanager
+    def before_unlearning() -> Iterator[nn.Module]:
+        with without_newest_adapter(model):
+            yield model
+
+    return Judge(name, before_unlearning)
 
 
 def resolve_dtype(name: str | None, lora: bool) -> torch.dtype:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from llm_unlearn.files import replace_folder, write_json
-from llm_unlearn.paths import data_dir
+from llm_unlearn.paths import cache_dir, data_dir
 from llm_unlearn.suggest import unknown
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ TRAINING = {
     "lr_scheduler_type": "cosine",
     "seed": 0,
 }
-# Raise it whenever the same settings would give other weights.
-RECIPE_VERSION = 1
+# Raise it whenever the same settings would give other weights, or their report other columns.
+RECIPE_VERSION = 2
 
 # Turns marked by one token each keep sequences short; a system message would be the same on every row.
 CHAT_TEMPLATE = (
@@ -111,12 +111,6 @@ def build(folder: Path, forget_split: str = "forget10") -> Path:
     return folder
 
 
-def cache_dir() -> Path:
-    """Where built things are kept: `LLM_UNLEARN_CACHE`, or `llm-unlearn` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llm-unlearn"
-    return Path(os.environ.get("LLM_UNLEARN_CACHE", default))
-
-
 def content_hash() -> str:
     """Hash of all that decides the weights: the bundled data and the settings in this file."""
     data = (data_dir() / "tofu" / "checksums.json").read_text(encoding="utf-8")
@@ -139,7 +133,7 @@ def _is_current(folder: Path) -> bool:
 
 
 def compare_rebuild(forget_split: str = "forget10", tolerance: float = 0.05) -> str:
-    """Build the testbed anew and compare every metric of target and twin with those of the one in use.
+    """Build the testbed anew and compare every metric of a set, of target and twin, with those of the one in use.
 
     Args:
         forget_split: the split whose twin is compared.
@@ -159,7 +153,10 @@ def compare_rebuild(forget_split: str = "forget10", tolerance: float = 0.05) -> 
         for name in ("target", "retain"):
             old, new = (_evaluate(getattr(bed, name), forget_split) for bed in (there, anew))
             for metric, record in old.metrics.items():
-                if record.value is None or new.metrics[metric].value is None:
+                if "/" not in metric or record.value is None:
+                    # Metrics of whole models follow from these, on scales of their own.
+                    continue
+                if new.metrics[metric].value is None:
                     raise ValueError(f"{name} {metric} was not measured, so the rebuild cannot be compared.")
                 difference = abs(record.value - new.metrics[metric].value)
                 worst = max(worst, difference)
@@ -173,10 +170,13 @@ def compare_rebuild(forget_split: str = "forget10", tolerance: float = 0.05) -> 
 def _evaluate(model_folder: Path, forget_split: str) -> "EvalReport":
     from llm_unlearn.data.tofu import load_tofu
     from llm_unlearn.data.tokenization import ExampleTokenizer
-    from llm_unlearn.evaluation.suites import tofu_evaluator
+    from llm_unlearn.evaluation.suites import SuiteSettings, tofu_evaluator
     from llm_unlearn.models import load_model, load_tokenizer
 
-    evaluator = tofu_evaluator(ExampleTokenizer(load_tokenizer(model_folder)), load_tofu(forget_split), tier="full")
+    tokenize = ExampleTokenizer(load_tokenizer(model_folder))
+    evaluator = tofu_evaluator(
+        tokenize, load_tofu(forget_split), settings=SuiteSettings("full"), forget_split=forget_split
+    )
     return evaluator.evaluate(load_model(model_folder))
 
 

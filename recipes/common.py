@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
+from llm_unlearn.flags import DataFlags, EvaluationFlags, TrainingEvaluationFlags
 from llm_unlearn.methods import get_method
 from llm_unlearn.paths import recipes_dir
 from llm_unlearn.quiet import quiet_upstream
@@ -27,46 +28,15 @@ except ModuleNotFoundError as error:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(DataFlags):
     """Where the examples lie, for every recipe."""
 
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": "Hub id (locuslab/TOFU), folder or file of rows, or unset for the bundled data."},
-    )
-    question_column: str | None = field(default=None, metadata={"help": "Column with the questions."})
-    answer_column: str | None = field(default=None, metadata={"help": "Column with the answers."})
-    prompt_column: str | None = field(default=None, metadata={"help": "Column with prompts."})
-    completion_column: str | None = field(default=None, metadata={"help": "Column with completions."})
-    messages_column: str | None = field(default=None, metadata={"help": "Column with chat messages."})
-    text_column: str | None = field(default=None, metadata={"help": "Column with plain text."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an earlier run in --output_dir."})
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """The column mapping, of what was named."""
-        names = ("question", "answer", "prompt", "completion", "messages", "text")
-        return {name: column for name in names if (column := getattr(self, f"{name}_column"))}
 
 
 @dataclass
-class UnlearnArguments(DataArguments):
+class UnlearnArguments(TrainingEvaluationFlags, EvaluationFlags, DataArguments):
     """What to forget, what to keep, and what to measure."""
-
-    forget_split: str = field(default="forget10", metadata={"help": "Split to forget; rows as in forget10[0:20]."})
-    retain_split: str = field(default="retain90", metadata={"help": "Split to keep; rows as in retain90[0:160]."})
-    request: str | None = field(
-        default=None, metadata={"help": "KnowledgeRequest file; its exemplars are the forget set."}
-    )
-    eval: Literal["none", "train", "quick", "full"] | None = field(
-        default=None, metadata={"help": "Evaluation tier. Unset: full on the embedded default, quick with --model."}
-    )
-    eval_retain_rows: int = field(
-        default=400, metadata={"help": "Rows of the retain split to evaluate where the data has no retain_perturbed."}
-    )
-    reference: str | None = field(
-        default=None, metadata={"help": "Report of the retain model. Unset: the testbed's on the embedded default."}
-    )
 
 
 @dataclass
@@ -227,10 +197,13 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     from trl import get_peft_config
 
     import llm_unlearn.run as run
+    from llm_unlearn.evaluation.cache import evaluate_once
+    from llm_unlearn.evaluation.callback import EvaluationCallback
     from llm_unlearn.evaluation.report import EvalReport
     from llm_unlearn.forecast import Forecast
     from llm_unlearn.hub import check_push, push_adapter
-    from llm_unlearn.models import absolute, check_source, fingerprint, load_tokenizer
+    from llm_unlearn.models import absolute, check_source, fingerprint, identity, load_tokenizer
+    from llm_unlearn.paths import cache_dir
     from llm_unlearn.progress import RunLog, show_live_losses
     from llm_unlearn.requests import KnowledgeRequest
 
@@ -259,21 +232,16 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
         data_args.columns,
         request,
     )
-    source, reference = model_args.model_name_or_path, data_args.reference
-    if source is None:
-        from llm_unlearn.testbed import testbed
-
-        split, _, rows = data_args.forget_split.partition("[")
-        bed = testbed(split)
-        source = bed.target
-        # The twin's report is about the whole split of the bundled data.
-        reference = reference or (None if rows or data_args.dataset or request else bed.reference)
+    bed = None if model_args.model_name_or_path else run.default_testbed(data_args.forget_split)
+    source = str(bed.target) if bed else model_args.model_name_or_path
     tier = data_args.eval or ("quick" if model_args.model_name_or_path else "full")
     tokenizer = load_tokenizer(source)
-    evaluator = run.make_evaluator(tokenizer, data, args, tier, data_args.eval_retain_rows) if tier != "none" else None
-    reference_report = EvalReport.load(reference) if reference else None
-    if evaluator and reference_report:
-        evaluator.require_fit(reference_report)
+    evaluator = reference = None
+    if tier != "none":
+        cache = cache_dir() / "evaluations" if data_args.eval_cache else None
+        evaluator = run.make_evaluator(tokenizer, data, args, data_args.suite(tier), data_args.eval_retain_rows)
+        reference = run.reference_report(data_args, data, evaluator, bed, cache)
+        evaluator.require(data_args.metrics, has_before=True, has_reference=reference is not None)
 
     model = model_args.load(source, args.device)
     quantization = getattr(model.config, "quantization_config", None)
@@ -285,6 +253,7 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
         "quantization": quantization
         and {k: v for k, v in quantization.to_dict().items() if k.startswith(("load", "bnb"))},
     }
+    model_identity = identity(model)
     set_seed(args.seed)
     _, trainer_class = get_method(method_name).load()
     needs_second_model = not model_args.use_peft and args.retain_coef and args.retain_loss == "kl"
@@ -303,14 +272,28 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     console.print(Forecast.of(trainer).table())
 
     # A fresh adapter adds exact zeros, so this is the model before unlearning, also where a run resumes.
-    before = evaluator.evaluate(trainer.model) if evaluator else None
+    before = None
+    if evaluator:
+        judge = run.judge_of(trainer.model, base["fingerprint"])
+        before = evaluate_once(evaluator, trainer.model, model_identity, judge, cache)
+    if data_args.eval_every != "none":
+        EvaluationCallback(
+            run.make_evaluator(tokenizer, data, args, data_args.suite("train"), data_args.eval_retain_rows),
+            data_args.steps_between_evaluations,
+            data_args.objective,
+            data_args.patience,
+            before,
+            reference,
+        ).attach(trainer)
     if main_process and checkpoint is None:
         run.remove_earlier(out)
     trainer.train(resume_from_checkpoint=checkpoint)
-    after = evaluator.evaluate(trainer.model) if evaluator else None
+    judge = run.judge_of(trainer.model, base["fingerprint"], all_trained=not model_args.use_peft)
+    after = evaluator.evaluate(trainer.model, judge) if evaluator else None
 
     record = run.run_record(method_name, trainer, base, data, request)
-    report = EvalReport.compare(after, before, reference_report, {"run": record}) if after else None
+    told = {"run": record, "max_rows": data_args.max_rows or None}
+    report = EvalReport.compare(after, before, reference, told) if after else None
     if main_process:
         run.save_run(trainer, out, record, report, request)
         if report:
@@ -323,3 +306,5 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
         if args.push_adapter:
             console.print(push_adapter(out / "adapter", args.hub_model_id, args.hub_private_repo, args.hub_token))
     trainer.accelerator.wait_for_everyone()
+    if report:
+        report.require(data_args.metrics)

@@ -1,49 +1,65 @@
-"""Evaluates a tiny model; as a script, writes the numbers, one file per process. For `test_outputs`."""
+"""Evaluates a tiny model in the full tier; as a script, writes what it found, one file per process."""
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
-from accelerate import PartialState
-from tiny import tiny_model, tiny_rows, tiny_tokenizer
+from tiny import tiny_model, tiny_tokenizer
+from tiny_suite import tiny_sets
 from torch.nn.parallel import DistributedDataParallel
 
 from llm_unlearn.data.tokenization import ExampleTokenizer
-from llm_unlearn.evaluation.evaluator import EvalSet, Evaluator
-from llm_unlearn.evaluation.outputs import generate, score
+from llm_unlearn.evaluation.cache import evaluate_once
+from llm_unlearn.evaluation.evaluator import Evaluator
+from llm_unlearn.evaluation.outputs.generation import generate
+from llm_unlearn.evaluation.outputs.scoring import score
+from llm_unlearn.evaluation.outputs.sharding import process_state
+from llm_unlearn.evaluation.passes import Judge
+
+# Seed 3 meets no near tie, see test_outputs.
+SEED = 3
+BUDGET = 200
 
 
-def evaluate() -> dict:
-    """Scores and texts in many small batches, and a whole report in which most sets have one batch only."""
-    # Seed 3 meets no near tie, see test_outputs.
-    model = tiny_model(seed=3)
+def passes(model) -> dict:
+    """Scores and texts in many small batches."""
     tokenizer = ExampleTokenizer(tiny_tokenizer())
-    rows = tiny_rows(30)
-    items = tokenizer.all(rows)
-    sets = [
-        EvalSet("forget", rows, items),
-        EvalSet("retain", tiny_rows(9, first=40), tokenizer.all(tiny_rows(9, first=40))),
-        EvalSet("holdout", tiny_rows(1, first=60), tokenizer.all(tiny_rows(1, first=60))),
-    ]
-    report = Evaluator(tokenizer, sets, "full", max_new_tokens=12, progress=False).evaluate(model)
+    forget = tiny_sets(tokenizer)[0]
+    scored = score(model, forget.questions(), token_budget=BUDGET, progress=False)
+    answers = generate(model, forget.items, tokenizer, [12] * 12, token_budget=BUDGET, progress=False)
     return {
-        "logprobs": [item.logprobs.tolist() for item in score(model, items, token_budget=100, progress=False)],
-        "texts": generate(model, items, tokenizer, max_new_tokens=12, token_budget=100, progress=False),
-        "metrics": {name: record.value for name, record in report.metrics.items()},
-        "report_texts": [item["text"] for item in report.items],
+        "logprobs": [[own.logprobs.tolist() for own in scores] for scores in scored],
+        "answers": [[answer.text, answer.ended] for answer in answers],
     }
 
 
-if __name__ == "__main__":
-    result = evaluate()
-    state = PartialState()
-    items = ExampleTokenizer(tiny_tokenizer()).all(tiny_rows(30))
-    model = tiny_model(seed=3)
+def report(model) -> str:
+    """A whole report with all five sets, in which most passes have few batches; as JSON."""
+    evaluator = Evaluator(ExampleTokenizer(tiny_tokenizer()), tiny_sets(), "full", max_new_tokens=12, progress=False)
+    judge = tiny_model(seed=4)
+    return evaluator.evaluate(model, Judge("before", lambda: nullcontext(judge))).to_json()
+
+
+def main(out: Path) -> None:
+    """What two processes find."""
+    state = process_state()
+    model = tiny_model(seed=SEED)
+    result = {"passes": passes(model), "num_processes": state.num_processes}
     forwards = []
-    model.register_forward_hook(lambda *_: forwards.append(1))
-    wrapped = DistributedDataParallel(model)
-    result["ddp"] = [item.logprobs.tolist() for item in score(wrapped, items, token_budget=100, progress=False)]
+    hook = model.register_forward_hook(lambda *_: forwards.append(1))
+    score(model, tiny_sets()[0].questions(), token_budget=BUDGET, progress=False)
+    hook.remove()
     result["forwards"] = len(forwards)
-    result["num_processes"] = state.num_processes
-    (Path(sys.argv[1]) / f"rank{state.process_index}.json").write_text(json.dumps(result))
+    result["report"] = report(DistributedDataParallel(model))
+
+    evaluator = Evaluator(ExampleTokenizer(tiny_tokenizer()), tiny_sets()[:1], "train", progress=False)
+    kept = [evaluate_once(evaluator, model, "model", None, out / "cache") for _ in range(2)]
+    result["reused"] = [one.provenance.get("reused", False) for one in kept]
+    result["same"] = kept[0].items == kept[1].items
+    (out / f"rank{state.process_index}.json").write_text(json.dumps(result))
     state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

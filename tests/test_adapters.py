@@ -19,7 +19,7 @@ from llm_unlearn.adapters import (
     lora_config,
     merge_adapter,
     save_adapter,
-    without_trained_adapter,
+    without_newest_adapter,
 )
 from llm_unlearn.data.collator import collate
 from llm_unlearn.data.tokenization import ExampleTokenizer
@@ -118,7 +118,7 @@ def test_the_reference_is_the_model_with_the_adapters_it_came_with(method, retai
     assert (changed - before).abs().max() > 1e-3
 
     # Revoked by switching off, and by removing.
-    with without_trained_adapter(trainer.model):
+    with without_newest_adapter(trainer.model):
         assert torch.equal(probe_logits(trainer.model), before)
     assert torch.equal(probe_logits(trainer.model), changed)
     assert all(".default." in name for name in trained_weights(trainer.model))
@@ -378,7 +378,7 @@ def test_an_adapter_over_a_quantised_base(bits, retain_loss, tmp_path):
 
     changed = probe_logits(trainer.model)
     assert (changed - before).abs().max() > 1e-3
-    with without_trained_adapter(trainer.model):
+    with without_newest_adapter(trainer.model):
         assert torch.equal(probe_logits(trainer.model), before)
     save_adapter(trainer.model, tmp_path / "adapter", {}, "card")
     assert torch.equal(probe_logits(PeftModel.from_pretrained(load(), tmp_path / "adapter")), changed)

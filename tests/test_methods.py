@@ -11,7 +11,7 @@ from peft import PeftModel
 from runs import assert_equal, frozen_weights, losses, make_trainer, probe_logits, trained_weights
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
-from llm_unlearn.adapters import save_adapter, without_trained_adapter
+from llm_unlearn.adapters import save_adapter, without_newest_adapter
 from llm_unlearn.finetune import FinetuneConfig, FinetuneTrainer
 from llm_unlearn.methods import METHODS, get_method
 from llm_unlearn.trainer import UnlearningTrainer
@@ -56,7 +56,7 @@ def test_a_run_moves_the_adapter_alone_and_the_adapter_is_the_whole_result(metho
     assert torch.equal(probe_logits(reloaded), changed)
     with reloaded.disable_adapter():
         assert torch.equal(probe_logits(reloaded), before)
-    with without_trained_adapter(trainer.model):
+    with without_newest_adapter(trainer.model):
         assert torch.equal(probe_logits(trainer.model), before)
     assert torch.equal(probe_logits(trainer.model), changed)
     assert torch.equal(probe_logits(trainer.model.unload()), before)

@@ -1,19 +1,24 @@
+"""Reports: what stands beside what, what is refused, and that a file holds all of it."""
+
 import dataclasses
 import io
 import json
-from itertools import accumulate
 
 import numpy as np
 import pytest
 from rich.console import Console
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
+from tiny_suite import tiny_sets
 
 from llm_unlearn.data.tokenization import ExampleTokenizer
-from llm_unlearn.evaluation import evaluator as evaluator_module
-from llm_unlearn.evaluation.evaluator import EvalSet, Evaluator
-from llm_unlearn.evaluation.report import NO_REFERENCE, EvalReport, item_record, versions
+from llm_unlearn.evaluation.evaluator import Evaluator
+from llm_unlearn.evaluation.metrics import SUMMARIES
+from llm_unlearn.evaluation.records import NO_BEFORE, NO_REFERENCE, MetricRecord
+from llm_unlearn.evaluation.report import EvalReport, item_record, versions
+from llm_unlearn.evaluation.sets import EvalSet
+from llm_unlearn.evaluation.summarise import summaries
 
-SIZES = {"holdout": 5, "world_facts": 22, "forget": 12, "retain": 43, "real_authors": 3}
+SIZES = {"forget": 12, "retain": 9, "real_authors": 3, "world_facts": 4, "holdout": 5}
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +28,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def sets(tokenizer):
-    firsts = accumulate(SIZES.values(), initial=0)
-    rows = {name: tiny_rows(size, first) for (name, size), first in zip(SIZES.items(), firsts, strict=False)}
-    return [EvalSet(name, rows[name], tokenizer.all(rows[name])) for name in SIZES]
+    return tiny_sets(tokenizer, SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -41,107 +44,61 @@ def rendered(table):
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("tier", "answered"),
-    [
-        ("train", {}),
-        ("quick", {"forget": 12, "retain": 40, "real_authors": 3, "world_facts": 20}),
-        ("full", {"forget": 12, "retain": 43, "real_authors": 3, "world_facts": 22, "holdout": 5}),
-    ],
-)
-def test_each_pass_runs_once(tier, answered, tokenizer, sets, monkeypatch):
-    passes = {"score": {}, "generate": {}}
-
-    def counted(kind, function):
-        def run(model, items, *args, name, **options):
-            assert name not in passes[kind]
-            passes[kind][name] = len(items)
-            return function(model, items, *args, name=name, **options)
-
-        return run
-
-    for kind in passes:
-        monkeypatch.setattr(evaluator_module, kind, counted(kind, getattr(evaluator_module, kind)))
-    model = tiny_model()
-    forwards = []
-    model.register_forward_hook(lambda *_: forwards.append(1))
-    report = Evaluator(tokenizer, sets, tier, max_new_tokens=3, progress=False).evaluate(model)
-
-    assert passes == {"score": SIZES, "generate": answered}
-    assert list(passes["score"]) == ["forget", "retain", "real_authors", "world_facts", "holdout"]
-    # Every set fits into one batch, which is scored in one forward and answered in at most three steps.
-    assert 5 <= len(forwards) <= 5 + 3 * len(answered)
-    for name, size in SIZES.items():
-        assert report.metrics[f"{name}/probability"].n == size
-        assert report.metrics[f"{name}/rouge_l_recall"].n == answered.get(name, 0)
-        texts = [item["text"] for item in report.items if item["set"] == name]
-        assert [text is not None for text in texts] == [row < answered.get(name, 0) for row in range(size)]
-    assert report.provenance["tier"] == tier
-
-
-def test_the_value_of_a_metric_is_the_mean_over_its_items(reports):
-    after = reports[0]
-    for name, record in after.metrics.items():
-        set_name, metric = name.split("/")
-        values = [item[metric] for item in after.items if item["set"] == set_name and metric in item]
-        assert len(values) == record.n
-        if record.n:
-            assert record.value == pytest.approx(np.mean(values))
-            assert record.ci95[0] <= record.value <= record.ci95[1]
-    item = after.items[0]
-    assert item["probability"] == pytest.approx(np.exp(-item["loss"]))
-    assert item["loss"] == pytest.approx(-np.mean(item["token_logprobs"]), abs=1e-5)
-    assert len(item["token_logprobs"]) == item["n_tokens"]
-    assert {item["set"] for item in after.items if "token_logprobs" in item} == {"forget", "holdout"}
-
-
-def test_what_a_tier_does_not_run_says_how_to_get_it(tokenizer, sets, reports):
-    record = reports[0].metrics["holdout/rouge_l_recall"]
-    assert record.value is record.ci95 is None
-    assert record.not_measured == ("not measured: the quick tier generates no answers on holdout; use `--eval full`")
-    report = Evaluator(tokenizer, sets, "train", progress=False).evaluate(tiny_model())
-    assert report.metrics["forget/value_recall"].not_measured.endswith("on forget; use `--eval quick`")
-    assert report.provenance["generation"] == "none"
-    assert len(EvalReport.compare(report, reports[1]).answers_table().rows) == 0
-
-
-def test_value_recall_reads_only_rows_with_a_value(tokenizer):
-    rows = tiny_rows(4)
-    rows[1] = {**rows[1], "value": None}
-    rows[3] = {**rows[3], "value": 1983}
-    rows[2] = {"question": rows[2]["question"], "answer": rows[2]["answer"]}
-    report = Evaluator(tokenizer, [EvalSet("forget", rows, tokenizer.all(rows))], progress=False).evaluate(tiny_model())
-    assert report.metrics["forget/value_recall"].n == 2
-    assert ["value_recall" in item for item in report.items] == [True, False, False, True]
-
-    bare = [{"question": row["question"], "answer": row["answer"]} for row in rows]
-    report = Evaluator(tokenizer, [EvalSet("forget", bare, tokenizer.all(bare))], progress=False).evaluate(tiny_model())
-    assert "forget/value_recall" not in report.metrics
-
-
 def test_targets_come_from_the_retain_model_and_from_before(reports):
     after, before, retain = reports
     report = EvalReport.compare(after, before, retain)
-    assert report.metrics["forget/probability"].value == after.metrics["forget/probability"].value
-    assert report.metrics["forget/probability"].target == retain.metrics["forget/probability"].value
-    assert report.metrics["retain/probability"].target == before.metrics["retain/probability"].value
-    assert report.metrics["holdout/probability"].higher_is_better is None
-    assert report.before["forget/probability"].value == before.metrics["forget/probability"].value
-    assert report.reference["retain/probability"].value == retain.metrics["retain/probability"].value
+    for name in after.metrics:
+        if "/" in name:
+            assert report.metrics[name].value == after.metrics[name].value
+            assert report.before[name].value == before.metrics[name].value
+            assert report.reference[name].value == retain.metrics[name].value
+            source = retain if name.startswith("forget/") else before
+            assert report.metrics[name].target == source.metrics[name].value
+    assert report.metrics["model_utility"].target == before.metrics["model_utility"].value
+    assert report.metrics["mem"].target == retain.metrics["mem"].value
+    assert report.metrics["forget_quality"].target == 1.0
     for block in (report.before, report.reference):
         assert {name: record.target for name, record in block.items()} == {
             name: record.target for name, record in report.metrics.items()
         }
     item = report.items[3]
-    assert item["before"] == {key: before.items[3][key] for key in ("text", "probability", "loss")}
+    shown = ("text", "probability", "loss", "truth_ratio", "rouge_l_recall", "extraction_strength")
+    assert item["before"] == {key: before.items[3][key] for key in shown}
     assert item["reference"]["text"] == retain.items[3]["text"]
     assert "before" not in after.items[3]
+
+
+def test_a_comparison_measures_what_takes_several_models(reports):
+    after, before, retain = reports
+    alone, report = after.metrics, EvalReport.compare(after, before, retain)
+    assert {name for name, record in alone.items() if record.not_measured == NO_REFERENCE} == {
+        name for name, spec in SUMMARIES.items() if any(need[0] == "reference" for need in spec.needs)
+    }
+    for name, record in summaries(after, before, retain).items():
+        assert dataclasses.replace(report.metrics[name], target=None) == record
+    for name in ("forget_quality", "forget_quality_ks", "privleak", "priv", "mia_reference", "aus"):
+        assert report.metrics[name].value is not None
+        # The models beside it are compared with the same two.
+        assert report.before[name].value is not None
+    assert report.reference["forget_quality"].value == 1.0
+    assert report.reference["privleak"].value == report.reference["forget_quality_ks"].value == 0.0
+    assert report.before["aus"].details["after_kept"] == report.before["aus"].details["before_kept"]
+
+
+def test_a_comparison_serves_as_before_and_as_reference_as_well(reports):
+    """Its own numbers count, not those of the models it was compared with."""
+    after, before, retain = reports
+    compared = [EvalReport.compare(report, retain, after) for report in (before, retain)]
+    report, plain = EvalReport.compare(after, *compared), EvalReport.compare(after, before, retain)
+    assert report.metrics == plain.metrics
+    assert report.items == plain.items
 
 
 def test_without_a_reference_the_report_says_how_to_make_one(reports):
     report = EvalReport.compare(*reports[:2], provenance={"command": "recipes/npo.py"})
     assert report.metrics["forget/probability"].target is None
     assert report.metrics["retain/probability"].target is not None
+    assert report.metrics.keys() == report.reference.keys()
     for record in report.reference.values():
         assert record.value is None
         assert record.not_measured == NO_REFERENCE
@@ -151,6 +108,9 @@ def test_without_a_reference_the_report_says_how_to_make_one(reports):
     assert report.to_markdown().count(NO_REFERENCE) == 1
     assert str(report.table().caption).count(NO_REFERENCE) == 1
     assert report.provenance["command"] == "recipes/npo.py"
+    alone = EvalReport.compare(reports[0])
+    assert alone.before == {}
+    assert alone.metrics["aus"].not_measured == NO_BEFORE
 
 
 def test_a_reference_of_a_smaller_tier_leaves_a_gap_with_a_reason(reports, tokenizer, sets):
@@ -165,36 +125,34 @@ def test_a_reference_of_a_smaller_tier_leaves_a_gap_with_a_reason(reports, token
     assert "has no retain/probability" in report.reference["retain/probability"].not_measured
 
 
-def test_a_reference_on_other_rows_is_refused(reports, tokenizer, sets):
-    other_rows = tiny_rows(12, first=88)
-    other = Evaluator(tokenizer, [EvalSet("forget", other_rows, tokenizer.all(other_rows))], "train", progress=False)
-    strange = other.evaluate(tiny_model())
+def test_a_reference_on_other_rows_is_refused(reports, tokenizer):
+    other = EvalSet.of("forget", tiny_rows(12, first=80), tokenizer)
+    strange = Evaluator(tokenizer, [other], "train", progress=False).evaluate(tiny_model())
     with pytest.raises(ValueError, match="The reference report was made on other data: row 0 of forget has the answer"):
         EvalReport.compare(*reports[:2], strange)
     with pytest.raises(ValueError, match="The before report was made on other data"):
         EvalReport.compare(reports[0], strange)
-
-    evaluator = Evaluator(tokenizer, sets)
-    evaluator.require_fit(reports[2])
-    with pytest.raises(ValueError, match="row 0 of forget"):
-        evaluator.require_fit(strange)
-    with pytest.raises(ValueError, match="row 11 of forget is missing there"):
-        kept = [item for item in reports[2].items if (item["set"], item["row"]) != ("forget", 11)]
-        evaluator.require_fit(dataclasses.replace(reports[2], items=kept))
+    # Rows of other sets may be fewer, but those there must be the same.
+    fewer = dataclasses.replace(reports[2], items=[item for item in reports[2].items if item["set"] == "forget"])
+    assert EvalReport.compare(reports[0], None, fewer).metrics["forget_quality"].value is not None
+    swapped = [{**item, "answer": "x"} if item["set"] == "holdout" else item for item in reports[2].items]
+    with pytest.raises(ValueError, match="row 0 of holdout"):
+        EvalReport.compare(reports[0], None, dataclasses.replace(reports[2], items=swapped))
 
 
 def test_a_saved_report_reads_back_equal_and_leaves_nothing_else(reports, tmp_path):
     report = EvalReport.compare(*reports, provenance={"seeds": [0], "model": "täst"})
     report.save(tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "report.md"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md"]
     for path in (tmp_path / "out", tmp_path / "out" / "report.json"):
         assert EvalReport.load(path) == report
     stored = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert list(stored) == ["schema", "metrics", "before", "reference", "items", "provenance"]
     assert stored["schema"] == "llm-unlearn/report/1"
     assert list(stored["metrics"]["forget/probability"]) == [
-        "value", "ci95", "n", "higher_is_better", "range", "target",
+        "value", "ci95", "n", "higher_is_better", "range", "target", "variant",
     ]  # fmt: skip
+    assert stored["metrics"]["forget_quality"]["details"]["n"] == 12
     assert stored["provenance"]["before"]["tier"] == "quick"
 
 
@@ -202,6 +160,8 @@ def test_a_report_alone_reads_back_equal(reports):
     assert EvalReport.from_json(reports[0].to_json()) == reports[0]
     empty = EvalReport(metrics={})
     assert EvalReport.from_json(empty.to_json()).metrics == {}
+    record = MetricRecord(None, None, 0, None, (None, 1.0), not_measured="why", details={"left_out": 2})
+    assert MetricRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
 
 
 def test_a_report_that_cannot_be_read_is_named(tmp_path):
@@ -224,33 +184,18 @@ def test_a_failed_write_keeps_the_old_report(reports, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="could not be written"):
         reports[1].save(tmp_path)
     assert (tmp_path / "report.json").read_text() == old
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_collapsed_model_yields_null_with_a_reason(tokenizer, sets):
-    model = tiny_model()
-    model.get_output_embeddings().weight.data[3] = float("nan")
-    report = Evaluator(tokenizer, sets, "train", progress=False).evaluate(model)
-    for metric in ("probability", "exact_memorization", "extraction_strength"):
-        record = report.metrics[f"forget/{metric}"]
-        assert record.value is None
-        assert record.not_measured.startswith("not measured: 12 of 12 values are not finite")
-    stored = json.loads(report.to_json(), parse_constant=pytest.fail)
-    assert stored["items"][0]["loss"] is None
-    assert set(stored["items"][0]["token_logprobs"]) == {None}
-    assert EvalReport.from_json(report.to_json()) == report
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_table_stands_the_models_side_by_side(reports):
-    report = EvalReport.compare(*reports)
-    table = report.table()
+    table = EvalReport.compare(*reports).table()
     assert [column.header for column in table.columns] == ["metric", "before", "after", "retain model", "target", "n"]
     text = rendered(table)
     assert "forget/probability ↓" in text
     assert "retain/probability ↑" in text
-    # Nobody measured it: it stands below the table, not in it.
-    assert "holdout/rouge_l_recall, holdout/value_recall: not measured" in text
-    assert len(table.rows) == len(report.metrics) - 2
+    assert "forget_quality ↑" in text
+    # What nobody measured stands below the table, not in it.
+    assert not any("overall_offline" in str(cell) for cell in table.columns[0].cells)
     alone = reports[0].table()
     assert [column.header for column in alone.columns] == ["metric", "value", "target", "n"]
 
@@ -287,18 +232,9 @@ def test_infinite_losses_become_null():
     )
     assert record["loss"] is None
     assert record["token_logprobs"] == [None, -1.0]
-
-
-def test_wrong_sets_and_tiers_are_explained(tokenizer, sets):
-    with pytest.raises(ValueError, match="Did you mean 'quick'"):
-        Evaluator(tokenizer, sets, "quik")
-    with pytest.raises(ValueError, match="Did you mean 'forget'"):
-        EvalSet("forgets", sets[0].rows, sets[0].items)
-    with pytest.raises(ValueError, match="The set `holdout` is empty"):
-        EvalSet("holdout", [], [])
-    with pytest.raises(ValueError, match="has 5 rows but 3 tokenised items"):
-        EvalSet("holdout", sets[0].rows, sets[0].items[:3])
-    with pytest.raises(ValueError, match="distinct names"):
-        Evaluator(tokenizer, [sets[0], sets[0]])
-    with pytest.raises(ValueError, match="given none"):
-        Evaluator(tokenizer, [])
+    assert "author" not in record
+    kept = item_record(
+        "retain", 1, {"question": "q", "answer": "a", "author": 3}, text="t", values={"ma": 0.5},
+        logprobs=np.array([-1.0]),
+    )  # fmt: skip
+    assert (kept["author"], kept["ma"], "token_logprobs" in kept) == (3, 0.5, False)

@@ -18,7 +18,7 @@ from runs import (
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 from transformers import TrainerCallback
 
-from llm_unlearn.adapters import attach_adapter, lora_config, without_trained_adapter
+from llm_unlearn.adapters import attach_adapter, lora_config, without_newest_adapter
 from llm_unlearn.config import AscentConfig, UnlearningConfig
 from llm_unlearn.data.collator import collate
 from llm_unlearn.data.pairing import ForgetRetainDataset
@@ -447,7 +447,7 @@ def test_evaluate_is_the_mean_over_the_pairs(during_training, tmp_path):
                 half = collate([items[number]], pad_id=0)
                 scores.append(AnswerScores.of(answer_logits(model, model, half)))
                 if items is pairs.forget:
-                    with without_trained_adapter(model):
+                    with without_newest_adapter(model):
                         before = AnswerScores.of(answer_logits(model, model, half)).sums
         total += float(npo_loss(scores[0].sums, before, 0.4)) - 2.0 * float(scores[1].means)
     assert value == pytest.approx(total / 5, rel=1e-5)

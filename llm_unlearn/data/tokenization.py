@@ -55,6 +55,8 @@ class ExampleTokenizer:
             examples are rendered by it; without one, as ``Question: ...\\nAnswer: ...``.
         system_prompt: system message put before questions under a chat template; empty for none.
             Defaults to `DEFAULT_SYSTEM_PROMPT`. A conversation that brings its own system message keeps it.
+        keeps_tail: whether what a template writes after the end of an answer (a newline, say) is kept, with an end
+            token behind it if that is not one, as the code of open-unlearning scores answers. Defaults to False.
         max_length: longest sequence in tokens. Longer answers are cut at the end (and lose the end token);
             a prompt that leaves no room for an answer is an error. Defaults to 512.
 
@@ -67,6 +69,7 @@ class ExampleTokenizer:
         tokenizer: PreTrainedTokenizerBase,
         system_prompt: str = DEFAULT_SYSTEM_PROMPT,
         max_length: int = 512,
+        keeps_tail: bool = False,
     ):
         if tokenizer.eos_token_id is None:
             raise ValueError(
@@ -76,6 +79,7 @@ class ExampleTokenizer:
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
         self.max_length = max_length
+        self.keeps_tail = keeps_tail
         # Instruction templates may end a turn with a token other than eos (Llama-3's <|eot_id|>).
         self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
@@ -148,6 +152,9 @@ class ExampleTokenizer:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _end_once(self, answer_ids: list[int]) -> list[int]:
+        if self.keeps_tail:
+            eos = self.tokenizer.eos_token_id
+            return answer_ids if answer_ids[-1:] == [eos] else [*answer_ids, eos]
         for position, token_id in enumerate(answer_ids):
             if token_id in self._special_ids:
                 return answer_ids[: position + 1]

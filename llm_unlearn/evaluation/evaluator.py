@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
@@ -10,10 +9,23 @@ import numpy as np
 from torch import nn
 
 from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
-from llm_unlearn.evaluation.metrics import METRICS, SETS, MetricSpec
-from llm_unlearn.evaluation.outputs import describe, generate, score
-from llm_unlearn.evaluation.report import EvalReport, MetricRecord, item_record, require_same_rows, versions
-from llm_unlearn.evaluation.statistics import bootstrap_interval
+from llm_unlearn.evaluation.conventions import get_convention
+from llm_unlearn.evaluation.metrics.items import SETS, MetricSpec, item_metrics
+from llm_unlearn.evaluation.metrics.summaries import SUMMARIES
+from llm_unlearn.evaluation.outputs.generation import new_token_cap
+from llm_unlearn.evaluation.outputs.sharding import describe
+from llm_unlearn.evaluation.passes import Judge, run_passes
+from llm_unlearn.evaluation.records import NO_BEFORE, NO_REFERENCE, MetricRecord
+from llm_unlearn.evaluation.report import (
+    EvalReport,
+    item_record,
+    require_same_rows,
+    require_same_scoring,
+    versions,
+)
+from llm_unlearn.evaluation.sets import EvalSet
+from llm_unlearn.evaluation.statistics import interval, resampling_weights, weighted_mean
+from llm_unlearn.evaluation.summarise import summaries
 from llm_unlearn.suggest import unknown
 
 Tier = Literal["train", "quick", "full"]
@@ -26,37 +38,6 @@ _ANSWERED_ROWS: dict[str, dict[str, int | None]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class EvalSet:
-    """One set of an evaluation.
-
-    Attributes:
-        name: `forget`, `retain`, `real_authors`, `world_facts` or `holdout`.
-        rows: dicts with `question` and `answer`, and `value` where the answer's one fact is known; of rows in another
-            form, `data.sources.as_question_answer`. Where the question is empty, as in plain text, no answer is
-            generated.
-        items: the same rows tokenised, in the same order.
-
-    Raises:
-        ValueError: the name is unknown, the set is empty, or rows and items differ in number.
-    """
-
-    name: str
-    rows: Sequence[Mapping[str, Any]]
-    items: Sequence[TokenizedItem]
-
-    def __post_init__(self):
-        if self.name not in SETS:
-            raise ValueError(unknown("evaluation set", self.name, SETS))
-        if not len(self.rows):
-            raise ValueError(f"The set `{self.name}` is empty: give it rows, or leave it out of the evaluation.")
-        if len(self.rows) != len(self.items):
-            raise ValueError(
-                f"The set `{self.name}` has {len(self.rows)} rows but {len(self.items)} tokenised items: make the "
-                "items from the rows with `ExampleTokenizer.all`."
-            )
-
-
 class Evaluator:
     """Evaluates models on the same sets in the same way, so that their reports can be compared.
 
@@ -65,13 +46,14 @@ class Evaluator:
         sets: the sets, at most one of a name.
         tier: `train` scores the given answers only, one forward pass; `quick` also generates answers on the forget set
             and on the first 40, 20 and 20 rows of `retain`, `real_authors` and `world_facts`, stopping each at 1.5
-            times the tokens of the true answer plus 16; `full` generates all, up to `max_new_tokens`. Defaults to
-            `quick`.
+            times the tokens of the true answer plus 16; `full` generates all, up to `max_new_tokens`, and adds what
+            takes passes of its own: EL_10, gradient norms, ZRF and fluency. Defaults to `quick`.
+        compat: name of the convention, see `conventions`. Defaults to `fixed`, ours.
         max_new_tokens: longest generated answer. Defaults to 200, as in TOFU.
         progress: whether the main process shows progress bars.
 
     Raises:
-        ValueError: the tier is unknown, there is no set, or two sets have the same name.
+        ValueError: tier or convention are unknown, there is no set, or two sets have the same name.
     """
 
     def __init__(
@@ -80,6 +62,7 @@ class Evaluator:
         sets: Sequence[EvalSet],
         tier: Tier = "quick",
         *,
+        compat: str = "fixed",
         max_new_tokens: int = 200,
         progress: bool = True,
     ):
@@ -91,11 +74,31 @@ class Evaluator:
         self.tokenizer = tokenizer
         self.sets = sorted(sets, key=lambda eval_set: SETS.index(eval_set.name))
         self.tier = tier
+        self.convention = get_convention(compat)
         self.max_new_tokens = max_new_tokens
         self.progress = progress
+        self.specs = {
+            name: spec for name, spec in item_metrics(self.convention).items() if name.partition("/")[0] in names
+        }
 
-    def require_fit(self, reference: EvalReport) -> None:
-        """Check that `reference` was made on the same forget rows; call it before a model is loaded.
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the numbers besides the model, hashed where long: for provenance and as a key."""
+        return {
+            "tier": self.tier,
+            "compat": self.convention.name,
+            "generation": self._generation(),
+            "forget_ids": next((eval_set.digest for eval_set in self.sets if eval_set.name == "forget"), None),
+            "ids": {eval_set.name: eval_set.digest for eval_set in self.sets},
+            "rows": {eval_set.name: len(eval_set.rows) for eval_set in self.sets},
+        }
+
+    def require_fit(self, other: EvalReport, name: str = "reference") -> None:
+        """Check that a report was made on the same forget rows, in the same way; call it before a model is loaded.
+
+        Args:
+            other: the report to compare with.
+            name: what it is: `reference` or `before`.
 
         Raises:
             ValueError: it was not.
@@ -105,117 +108,195 @@ class Evaluator:
             for eval_set in self.sets
             for row, item in zip(eval_set.rows, eval_set.items, strict=True)
         ]
-        require_same_rows(rows, reference.items, "reference")
+        require_same_rows(rows, other.items, name)
+        require_same_scoring(self.settings, other.provenance, name)
 
-    def evaluate(self, model: nn.Module) -> EvalReport:
-        """Run `model` once over each set and kind of pass, and compute all metrics.
+    def require(self, names: Sequence[str], *, has_before: bool, has_reference: bool) -> None:
+        """Check that metrics asked for by name will be measured; call it before a model is loaded.
+
+        Args:
+            names: names as in reports.
+            has_before: whether the model before unlearning is evaluated, too.
+            has_reference: whether there is a reference report.
+
+        Raises:
+            ValueError: there is no such metric, or something it needs is missing.
+        """
+        for name in names:
+            if name not in self.specs and name not in SUMMARIES:
+                raise ValueError(unknown("metric (`--metrics`)", name, [*SUMMARIES, *self.specs]))
+            needs = SUMMARIES[name].needs if name in SUMMARIES else (("own", *name.split("/")),)
+            reason = next(filter(None, (self._why_not(*need, has_before, has_reference) for need in needs)), None)
+            if reason:
+                raise ValueError(f"`{name}` was asked for by name, but is {reason}.")
+
+    def _why_not(self, whose: str, set_name: str, column: str, has_before: bool, has_reference: bool) -> str | None:
+        if whose == "reference" and not has_reference:
+            return NO_REFERENCE
+        if whose == "before" and not has_before:
+            return NO_BEFORE
+        eval_set = next((eval_set for eval_set in self.sets if eval_set.name == set_name), None)
+        if eval_set is None:
+            mend = "; name one with `--holdout_split`" if set_name == "holdout" else ""
+            return f"not measured: the data have no {set_name} set{mend}"
+        needs = ("texts",) if column == "text" else self.specs[f"{set_name}/{column}"].needs
+        missing = self._missing(eval_set, judged=True)
+        return next((f"not measured: {missing[need]}" for need in needs if need in missing), None)
+
+    def evaluate(self, model: nn.Module, judge: Judge | None = None) -> EvalReport:
+        """Run `model` once over all sets per kind of pass, and compute all metrics.
 
         Call it on every process; each gets the whole report. Compare it with others by `EvalReport.compare`.
+
+        Args:
+            model: the model.
+            judge: who judges how fluent its answers are, in the `full` tier; without one that is not measured.
         """
         started = time.perf_counter()
+        records = run_passes(
+            model,
+            self.tokenizer,
+            self.sets,
+            answered={eval_set.name: self._answered(eval_set) for eval_set in self.sets},
+            cap=self.cap,
+            full=self.tier == "full",
+            judge=judge,
+            progress=self.progress,
+        )
         metrics: dict[str, MetricRecord] = {}
         items: list[dict[str, Any]] = []
+        reasons: dict[str, str] = {}
         for eval_set in self.sets:
-            set_metrics, set_items = self._evaluate_set(model, eval_set)
-            metrics |= set_metrics
-            items += set_items
+            record = records[eval_set.name]
+            per_item: list[dict[str, float]] = [{} for _ in eval_set.rows]
+            missing = self._missing(eval_set, judged=judge is not None)
+            for name, spec in self.specs.items():
+                if name != f"{eval_set.name}/{spec.name}":
+                    continue
+                result = _measure(spec, eval_set.name, record, missing, eval_set.clusters, per_item)
+                if result.not_measured and not spec.reported:
+                    reasons[name] = result.not_measured
+                # Rows of which none has a `value` make no question of value recall.
+                elif spec.reported and not ("values" in spec.needs and "values" in missing):
+                    metrics[name] = result
+            items += self._items(eval_set, record, per_item)
         provenance = {
-            "tier": self.tier,
-            "generation": self._generation(),
-            "variants": {name: f"{spec.variant}, version {spec.version}" for name, spec in METRICS.items()},
+            **self.settings,
+            "variants": {name: f"{spec.variant}, version {spec.version}" for name, spec in self.specs.items()},
+            **({"judge": judge.name} if judge else {}),
+            "not_measured": reasons,
             **describe(model),
             "wall_seconds": round(time.perf_counter() - started, 3),
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": versions(),
         }
-        return EvalReport(metrics=metrics, items=items, provenance=provenance)
+        alone = EvalReport(metrics=metrics, items=items, provenance=provenance)
+        return EvalReport(metrics={**metrics, **summaries(alone)}, items=items, provenance=provenance)
 
-    def _evaluate_set(self, model: nn.Module, eval_set: EvalSet) -> tuple[dict[str, MetricRecord], list[dict]]:
-        name, rows = eval_set.name, eval_set.rows
-        scores = score(model, eval_set.items, name=name, progress=self.progress)
-        limit = _ANSWERED_ROWS[self.tier][name]
-        answered = [item for item, row in zip(eval_set.items[:limit], rows, strict=False) if row["question"]]
-        texts = self._answers(model, answered, name) if answered else []
-        text_of = dict(zip((item.index for item in answered), texts, strict=True))
-        unanswered = (
-            "its rows are plain text, which asks nothing; name the columns of questions and answers"
-            if not answered and limit != 0
-            else f"the {self.tier} tier generates no answers on {name}; use `--eval {_first_answering_tier(name)}`"
-        )
-        record: dict[str, list] = {
-            "scores": scores,
-            "texts": [text_of.get(item.index) for item in eval_set.items],
-            "answers": [row["answer"] for row in rows],
-            "values": [None if row.get("value") in (None, "") else str(row["value"]) for row in rows],
-        }
-        metrics: dict[str, MetricRecord] = {}
-        per_item: list[dict[str, float]] = [{} for _ in rows]
-        for spec in METRICS.values():
-            positions = _rows_with(spec.needs, record)
-            if positions:
-                values = spec.function(*[[record[need][position] for position in positions] for need in spec.needs])
-                metrics[f"{name}/{spec.name}"] = _aggregate(spec, name, values)
-                for position, value in zip(positions, values.tolist(), strict=True):
-                    per_item[position][spec.name] = value
-            elif _rows_with([need for need in spec.needs if need != "texts"], record):
-                metrics[f"{name}/{spec.name}"] = MetricRecord.unmeasured(spec, name, unanswered)
-        items = [
-            item_record(name, item.index, row, text=text, values=values, logprobs=item_scores.logprobs)
-            for row, item, text, values, item_scores in zip(
-                rows, eval_set.items, record["texts"], per_item, scores, strict=True
+    def _answered(self, eval_set: EvalSet) -> list[int]:
+        """Positions of the rows that are answered; plain text asks nothing."""
+        limit = _ANSWERED_ROWS[self.tier][eval_set.name]
+        return [position for position, row in enumerate(eval_set.rows[:limit]) if row["question"]]
+
+    def _missing(self, eval_set: EvalSet, judged: bool) -> dict[str, str]:
+        """Kinds of records that no row of the set has, with the reason."""
+        name, missing = eval_set.name, {}
+        if not any(eval_set.paraphrases):
+            missing["paraphrase_loss"] = f"the rows of {name} have no `paraphrased_answer`; use a `*_perturbed` split"
+        if not any(eval_set.wrong):
+            missing["wrong_losses"] = f"the rows of {name} have no `perturbed_answer`; use a `*_perturbed` split"
+        if not self._answered(eval_set):
+            missing["texts"] = (
+                f"the {self.tier} tier generates no answers on {name}; use `--eval {_first_answering_tier(name)}`"
+                if _ANSWERED_ROWS[self.tier][name] == 0
+                else "its rows are plain text, which asks nothing; name the columns of questions and answers"
             )
-        ]
-        return metrics, items
+            missing["ended"] = missing["text_nll"] = missing["texts"]
+        if not any(row.get("value") for row in eval_set.rows):
+            missing["values"] = f"the rows of {name} have no `value`"
+        if self.tier != "full":
+            passes = dict.fromkeys(
+                ("el", "gradnorm", "js", "text_nll"), "only the full tier runs it; use `--eval full`"
+            )
+            missing = {**passes, **missing}
+        elif not judged:
+            missing["text_nll"] = "its texts were not judged by the model before unlearning; evaluate its adapter"
+        if self.tier == "full" and not any(other.name == "holdout" for other in self.sets):
+            missing["gradnorm"] = "the data have no holdout set; name one with `--holdout_split`"
+        return missing
 
-    def _answers(self, model: nn.Module, items: Sequence[TokenizedItem], name: str) -> list[str]:
-        return generate(
-            model,
-            items,
-            self.tokenizer,
-            max_new_tokens=self.max_new_tokens,
-            cap_by_reference=self._caps_by_reference,
-            name=name,
-            progress=self.progress,
-        )
-
-    @property
-    def _caps_by_reference(self) -> bool:
-        return self.tier == "quick"
+    def cap(self, item: TokenizedItem) -> int:
+        """Most new tokens of the answer to `item`."""
+        most = self.max_new_tokens
+        if self.convention.total_length:
+            most = max(1, min(most, self.convention.total_length - item.prompt_length))
+        return new_token_cap(len(item.answer_ids), most) if self.tier == "quick" else most
 
     def _generation(self) -> str:
         """The rule of decoding, for the reader of a report."""
         if self.tier == "train":
             return "none"
         rule = f"greedy, at most {self.max_new_tokens} new tokens"
-        return f"{rule} and 1.5 x the tokens of the true answer + 16" if self._caps_by_reference else rule
+        if self.convention.total_length:
+            rule += f" and {self.convention.total_length} with the prompt"
+        return f"{rule} and 1.5 x the tokens of the true answer + 16" if self.tier == "quick" else rule
+
+    def _items(self, eval_set: EvalSet, record: Mapping[str, list], per_item: list[dict]) -> list[dict[str, Any]]:
+        return [
+            item_record(
+                eval_set.name, item.index, {**row, "author": cluster}, text=text, values=values, logprobs=logprobs
+            )
+            for row, item, cluster, text, values, logprobs in zip(
+                eval_set.rows, eval_set.items, eval_set.clusters or [None] * len(eval_set.rows), record["texts"],
+                per_item, record["logprobs"], strict=True,
+            )
+        ]  # fmt: skip
 
 
-def _rows_with(needs: Sequence[str], record: Mapping[str, Sequence]) -> list[int]:
-    """The rows on which everything needed was recorded."""
-    return [
-        position
-        for position in range(len(record["scores"]))
-        if all(record[need][position] is not None for need in needs)
-    ]
+def _measure(
+    spec: MetricSpec,
+    set_name: str,
+    record: Mapping[str, Sequence],
+    missing: Mapping[str, str],
+    clusters: Sequence | None,
+    per_item: list[dict[str, float]],
+) -> MetricRecord:
+    """One metric on one set; the values of its items go into `per_item`."""
+    shape = {"higher_is_better": spec.higher_is_better.get(set_name), "range": spec.range, "variant": spec.variant}
+    rows = [i for i in range(len(per_item)) if all(record[need][i] is not None for need in spec.needs)]
+    reason = next((missing[need] for need in spec.needs if need in missing), "no row has what it needs")
+    if not rows:
+        return MetricRecord(None, None, 0, not_measured=f"not measured: {reason}", **shape)
+    values = spec.function(*[_column([record[need][row] for row in rows]) for need in spec.needs])
+    # Where log-probabilities are not numbers there are no hits and no words, which must not read as perfect forgetting.
+    values = np.where(np.isnan([record["loss"][row] for row in rows]), np.nan, values)
+    broken = int((~np.isfinite(values)).sum())
+    if broken:
+        reason = (
+            f"not measured: {broken} of {len(values)} values are not finite, because the model's log-probabilities are "
+            "not: train it less or with a smaller `--learning_rate`"
+        )
+        return MetricRecord(None, None, 0, not_measured=reason, **shape)
+    for row, value in zip(rows, values.tolist(), strict=True):
+        per_item[row][spec.name] = value
+    shown = spec.shown[set_name](values) if set_name in spec.shown else values
+    drawn = None if clusters is None else [clusters[row] for row in rows]
+    weights = resampling_weights(len(rows), drawn, seed=SETS.index(set_name))
+    estimates = weighted_mean(shown, weights)
+    left_out = 0 if spec.needs[-1] == "texts" else len(per_item) - len(rows)
+    return MetricRecord(
+        float(estimates[0]),
+        interval(estimates) if len(rows) > 1 else None,
+        len(rows),
+        details={"left_out": left_out} if left_out else None,
+        **shape,
+    )
+
+
+def _column(entries: list) -> list | np.ndarray:
+    """Numbers as an array; texts and arrays of tokens stay a list."""
+    return np.array(entries, dtype=np.float64) if isinstance(entries[0], float | bool) else entries
 
 
 def _first_answering_tier(set_name: str) -> str:
     return next(tier for tier, answered in _ANSWERED_ROWS.items() if answered[set_name] != 0)
-
-
-def _aggregate(spec: MetricSpec, set_name: str, values: np.ndarray) -> MetricRecord:
-    broken = int((~np.isfinite(values)).sum())
-    if broken:
-        return MetricRecord.unmeasured(
-            spec,
-            set_name,
-            f"{broken} of {len(values)} values are not finite, because the model's log-probabilities are not: train it "
-            "less or with a smaller `--learning_rate`",
-        )
-    return MetricRecord(
-        value=float(values.mean()),
-        ci95=bootstrap_interval(values),
-        n=len(values),
-        higher_is_better=spec.higher_is_better[set_name],
-        range=spec.range,
-    )

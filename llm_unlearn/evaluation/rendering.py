@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.evaluation.svg import number
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -15,6 +17,29 @@ if TYPE_CHECKING:
 
 EXAMPLES_SHOWN = 5
 """How many answers a page or a table shows."""
+
+IN_TERMINAL = (
+    "forget/extraction_strength",
+    "forget/exact_memorization",
+    "forget/paraphrase_probability",
+    "forget/probability",
+    "forget/truth_ratio",
+    "forget/rouge_l_recall",
+    "forget/value_recall",
+    "retain/probability",
+    "retain/rouge_l_recall",
+    "retain/value_recall",
+    "real_authors/rouge_l_recall",
+    "world_facts/rouge_l_recall",
+    "model_utility",
+    "mem",
+    "priv",
+    "privleak",
+    "overall_offline",
+    "forget_quality",
+    "forget_quality_ks",
+)
+"""What fits a screen; pages hold all. Forget quality stands last: it is a number of parity with the retain model."""
 
 _OTHER_MODELS = ("before", "reference")
 _ANSWERS_TITLE = "Answers to questions about what was to be forgotten"
@@ -26,14 +51,16 @@ def metrics_table(report: EvalReport) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    notes = Text("\n".join(_notes(report)))
+    more = sum(record.value is not None for name, record in report.metrics.items() if name not in IN_TERMINAL)
+    elsewhere = [f"{more} more metrics: see report.md or report.html."] if more else []
+    notes = Text("\n".join([*_notes(report), *elsewhere]))
     table = Table(
         title="Evaluation", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, caption=notes, caption_justify="left"
     )
     header, *rows = _metric_rows(report, for_terminal=True)
     for column in header:
         is_name = column == "metric"
-        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=column != "retain model")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
@@ -89,9 +116,11 @@ def _metric_rows(report: EvalReport, for_terminal: bool = False) -> list[list[st
     number = _terminal_number if for_terminal else _number
     with_reference = any(record.value is not None for record in report.reference.values())
     header = ["metric", *(["before"] if report.before else []), "after" if report.before else "value"]
-    header += [*(["retain model"] if with_reference else []), "target", "n"]
+    header += [*(["retain model"] if with_reference else []), "target", "n", *([] if for_terminal else ["variant"])]
     rows = []
-    for name, record in report.metrics.items():
+    names = [name for name in IN_TERMINAL if name in report.metrics] if for_terminal else report.metrics
+    for name in names:
+        record = report.metrics[name]
         others = [block[name] for block in (report.before, report.reference) if block]
         if all(other.value is None for other in (record, *others)):
             continue
@@ -102,7 +131,8 @@ def _metric_rows(report: EvalReport, for_terminal: bool = False) -> list[list[st
         cells.append(number(record.value) if for_terminal else _with_interval(record))
         if with_reference:
             cells.append(number(report.reference[name].value))
-        rows.append([*cells, "-" if record.target is None else number(record.target), str(record.n)])
+        cells += ["-" if record.target is None else number(record.target), str(record.n)]
+        rows.append([*cells, *([] if for_terminal else [record.variant])])
     return [header, *rows]
 
 
@@ -115,7 +145,12 @@ def _notes(report: EvalReport) -> list[str]:
             concerned = "" if len(names) == len(block) else f"{', '.join(names)}: "
             if reason is not None:
                 notes.setdefault(reason, f"{label}{concerned}{reason}")
-    return list(notes.values())
+    left_out: dict[int, list[str]] = {}
+    for name, record in report.metrics.items():
+        if record.details and "left_out" in record.details:
+            left_out.setdefault(record.details["left_out"], []).append(name)
+    counts = [f"{', '.join(names)}: {n} rows left out, which lack what it needs" for n, names in left_out.items()]
+    return [*notes.values(), *counts]
 
 
 def _answer_rows(report: EvalReport, k: int) -> list[list[str]]:
@@ -134,13 +169,11 @@ def _answer_rows(report: EvalReport, k: int) -> list[list[str]]:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return "not measured"
-    return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
+    return "not measured" if value is None else number(value)
 
 
 def _terminal_number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None else number(value)
 
 
 def _with_interval(record: MetricRecord) -> str:

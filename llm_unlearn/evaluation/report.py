@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_unlearn.evaluation import rendering
-from llm_unlearn.evaluation.metrics import MetricSpec, target_source
+from llm_unlearn.evaluation.metrics import target_of
+from llm_unlearn.evaluation.records import NO_BEFORE, NO_REFERENCE, MetricRecord
+from llm_unlearn.evaluation.summarise import summaries
 from llm_unlearn.files import write_text
 from llm_unlearn.version import __version__
 
@@ -30,52 +32,10 @@ if TYPE_CHECKING:
 
 SCHEMA = "llm-unlearn/report/1"
 
-NO_REFERENCE = "not measured: no reference report; make one with `llm-unlearn eval --model RETAIN ...`"
-"""Why the retain model's values, and the targets taken from them, are missing."""
-
+# What a reader compares item by item, and what is drawn.
+_SIDE_BY_SIDE = ("text", "probability", "loss", "truth_ratio", "rouge_l_recall", "extraction_strength")
 _TOKEN_LOGPROBS_OF = ("forget", "holdout")
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "rouge-score")
-
-
-@dataclass(frozen=True)
-class MetricRecord:
-    """One number of a report.
-
-    Attributes:
-        value: mean over the items; None where it was not measured.
-        ci95: bootstrap 95 % interval over the items; None without a value or with fewer than two items.
-        n: number of items.
-        higher_is_better: None where neither direction is better.
-        range: lowest and highest possible value; None for no bound.
-        target: the value to reach, the retain model's or the one before unlearning; None where that is unknown.
-        not_measured: why there is no value; None where there is one.
-    """
-
-    value: float | None
-    ci95: tuple[float, float] | None
-    n: int
-    higher_is_better: bool | None
-    range: tuple[float | None, float | None]
-    target: float | None = None
-    not_measured: str | None = None
-
-    @classmethod
-    def unmeasured(cls, spec: MetricSpec, set_name: str, reason: str) -> MetricRecord:
-        """A metric without a value; `reason` says why and how to get one."""
-        return cls(None, None, 0, spec.higher_is_better[set_name], spec.range, None, f"not measured: {reason}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; `not_measured` only where it says something."""
-        record = dataclasses.asdict(self)
-        if self.not_measured is None:
-            del record["not_measured"]
-        return record
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> MetricRecord:
-        """Undo `to_dict`."""
-        interval = record["ci95"]
-        return cls(**{**record, "range": tuple(record["range"]), "ci95": None if interval is None else tuple(interval)})
 
 
 @dataclass(frozen=True)
@@ -88,8 +48,7 @@ class EvalReport:
         reference: the same of the retain model; every record says `NO_REFERENCE` where a comparison had none.
         items: one dict per row: `set`, `row`, `kind`, `question`, `answer`, `text` (None where none was generated),
             `loss`, `n_tokens`, one value per metric that has one for this row, and `token_logprobs` on forget and
-            holdout. The rows of the other models are kept compactly inside, under `before` and `reference`: `text`,
-            `probability` and `loss`.
+            holdout. What a reader compares of the other models is kept inside, under `before` and `reference`.
         provenance: where the numbers come from.
     """
 
@@ -116,24 +75,28 @@ class EvalReport:
             provenance: added to that of `after`: command, model and data names, seeds, commit.
 
         Raises:
-            ValueError: the reports were made on different rows.
+            ValueError: the reports were made on different rows, by another convention or with another tokenizer.
         """
-        if before is not None:
-            require_same_rows(after.items, before.items, "before")
-        if reference is not None:
-            require_same_rows(after.items, reference.items, "reference")
+        for name, other in (("before", before), ("reference", reference)):
+            if other is not None:
+                require_same_rows(after.items, other.items, name)
+                require_same_scoring(after.provenance, other.provenance, name)
         sources = {
-            "before": _records_of(before, after, "not measured: the model before unlearning was not evaluated"),
-            "reference": _records_of(reference, after, NO_REFERENCE),
+            "before": _records_of(before, after, before, reference, NO_BEFORE),
+            "reference": _records_of(reference, after, before, reference, NO_REFERENCE),
         }
-        targets = {name: sources[target_source(name)][name].value for name in after.metrics}
+        metrics = {**after.metrics, **summaries(after, before, reference)}
 
         def with_targets(records: Mapping[str, MetricRecord]) -> dict[str, MetricRecord]:
-            return {name: dataclasses.replace(record, target=targets[name]) for name, record in records.items()}
+            return {name: dataclasses.replace(record, target=target(name)) for name, record in records.items()}
+
+        def target(name: str) -> float | None:
+            source = target_of(name)
+            return sources[source][name].value if isinstance(source, str) else source
 
         others = {name: report for name, report in (("before", before), ("reference", reference)) if report is not None}
         return cls(
-            metrics=with_targets(after.metrics),
+            metrics=with_targets(metrics),
             before=with_targets(sources["before"]) if before is not None else {},
             reference=with_targets(sources["reference"]),
             items=_side_by_side(after.items, others),
@@ -195,9 +158,22 @@ class EvalReport:
             raise ValueError(f"{file} cannot be read as a report. {error}") from error
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write `report.json` and `report.md` into `folder`, each completely or not at all. For the main process."""
+        """Write `report.json`, `.md` and `.html` into `folder`, each completely or not at all. For the main process."""
+        from llm_unlearn.evaluation import html
+
         write_text(Path(folder) / "report.json", self.to_json())
         write_text(Path(folder) / "report.md", self.to_markdown())
+        write_text(Path(folder) / "report.html", html.page(self))
+
+    def require(self, names: Sequence[str]) -> None:
+        """Check that metrics asked for by name have a value.
+
+        Raises:
+            ValueError: one has none; the message says why.
+        """
+        for name in names:
+            if self.metrics[name].not_measured:
+                raise ValueError(f"`{name}` was asked for by name, but is {self.metrics[name].not_measured}.")
 
     def table(self) -> Table:
         """The metrics as a table of `rich`: before, after, retain model, target, n. Print it with a `Console`.
@@ -255,6 +231,8 @@ def item_record(
         "n_tokens": len(logprobs),
         **values,
     }
+    if example.get("author") is not None:
+        record["author"] = example["author"]
     if set_name in _TOKEN_LOGPROBS_OF:
         record["token_logprobs"] = [round(logprob, 6) for logprob in logprobs.tolist()]
     return _without_nan(record)
@@ -284,6 +262,23 @@ def require_same_rows(items: Sequence[Mapping[str, Any]], others: Sequence[Mappi
             )
 
 
+def require_same_scoring(own: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:
+    """Check by their provenances that two reports score the forget set by the same definitions and token ids.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for key, what, mend in (
+        ("compat", "convention", "make it again with the same `--compat`"),
+        ("forget_ids", "tokenizer, prompt or length", "make it again with a model of the same tokenizer and settings"),
+    ):
+        if own.get(key) != other.get(key):
+            raise ValueError(
+                f"The {name} report was made with another {what} ({other.get(key)} there, {own.get(key)} here), so its "
+                f"numbers cannot be compared: {mend}."
+            )
+
+
 def versions() -> dict[str, str]:
     """Versions of this package, of Python and of the packages the numbers depend on."""
     return {
@@ -293,15 +288,20 @@ def versions() -> dict[str, str]:
     }
 
 
-def _records_of(report: EvalReport | None, after: EvalReport, reason: str) -> dict[str, MetricRecord]:
+def _records_of(
+    report: EvalReport | None, after: EvalReport, before: EvalReport | None, reference: EvalReport | None, reason: str
+) -> dict[str, MetricRecord]:
     """The records of another report under the names of `after`; where there is none, why."""
+    names = {**after.metrics, **summaries(after)} if report is None else after.metrics
+    own = {} if report is None else {**report.metrics, **summaries(report, before, reference)}
     records = {}
-    for name, own in after.metrics.items():
+    for name in {**names, **{name: None for name in own if "/" not in name}}:
+        shape = own.get(name) or names[name]
         missing = (
             reason if report is None else f"not measured: that report has no {name}; make it again with `--eval full`"
         )
-        unmeasured = dataclasses.replace(own, value=None, ci95=None, n=0, not_measured=missing)
-        records[name] = unmeasured if report is None else report.metrics.get(name, unmeasured)
+        unmeasured = dataclasses.replace(shape, value=None, ci95=None, n=0, not_measured=missing, details=None)
+        records[name] = own.get(name, unmeasured)
     return records
 
 
@@ -313,7 +313,7 @@ def _side_by_side(items: Sequence[Mapping[str, Any]], reports: Mapping[str, Eval
         for item in joined:
             other = counterparts.get((item["set"], item["row"]))
             if other is not None:
-                item[name] = {key: other[key] for key in ("text", "probability", "loss")}
+                item[name] = {key: other[key] for key in _SIDE_BY_SIDE if key in other}
     return joined
 
 

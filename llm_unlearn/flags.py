@@ -1,0 +1,99 @@
+"""Flags that recipes and evaluations share, as dataclasses for `HfArgumentParser`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llm_unlearn.evaluation.suites import SuiteSettings
+
+
+@dataclass
+class DataFlags:
+    """Where the examples lie."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Hub id (locuslab/TOFU), folder or file of rows, or unset for the bundled data."},
+    )
+    question_column: str | None = field(default=None, metadata={"help": "Column with the questions."})
+    answer_column: str | None = field(default=None, metadata={"help": "Column with the answers."})
+    prompt_column: str | None = field(default=None, metadata={"help": "Column with prompts."})
+    completion_column: str | None = field(default=None, metadata={"help": "Column with completions."})
+    messages_column: str | None = field(default=None, metadata={"help": "Column with chat messages."})
+    text_column: str | None = field(default=None, metadata={"help": "Column with plain text."})
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The column mapping, of what was named."""
+        names = ("question", "answer", "prompt", "completion", "messages", "text")
+        return {name: column for name in names if (column := getattr(self, f"{name}_column"))}
+
+
+@dataclass
+class EvaluationFlags:
+    """What is measured, on which rows, against what."""
+
+    forget_split: str = field(default="forget10", metadata={"help": "Split to forget; rows as in forget10[0:20]."})
+    retain_split: str = field(default="retain90", metadata={"help": "Split to keep; rows as in retain90[0:160]."})
+    holdout_split: str | None = field(
+        default=None,
+        metadata={"help": "Rows no model was trained on, for membership attacks. Unset: holdout10 for forget10."},
+    )
+    request: str | None = field(
+        default=None, metadata={"help": "KnowledgeRequest file; its exemplars are the forget set."}
+    )
+    eval: Literal["none", "train", "quick", "full"] | None = field(
+        default=None, metadata={"help": "Evaluation tier. Unset: full on the embedded default, quick with --model."}
+    )
+    compat: str = field(
+        default="fixed",
+        metadata={"help": "Whose definitions: fixed (ours), open_unlearning, tofu_code or tofu_paper."},
+    )
+    metrics: list[str] = field(
+        default_factory=list, metadata={"help": "Metrics that must be measured; an error at once if one cannot be."}
+    )
+    max_rows: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Rows of retain, real authors and world facts to use: one number, or three."},
+    )
+    max_new_tokens: int = field(default=200, metadata={"help": "Longest generated answer in tokens."})
+    eval_retain_rows: int = field(
+        default=400, metadata={"help": "Rows of the retain split to evaluate where the data has no retain_perturbed."}
+    )
+    reference: str | None = field(
+        default=None, metadata={"help": "Report of the retain model. Unset: the testbed's on the embedded default."}
+    )
+    eval_cache: bool = field(
+        default=True, metadata={"help": "Reuse the report of a model that was evaluated before in the same way."}
+    )
+
+    def suite(self, tier: str) -> SuiteSettings:
+        """The settings of the suite at a tier."""
+        return SuiteSettings(tier, self.compat, self.max_rows, self.holdout_split, self.max_new_tokens)
+
+
+@dataclass
+class TrainingEvaluationFlags:
+    """What is measured while a run trains."""
+
+    eval_every: str = field(
+        default="none",
+        metadata={"help": "While training, evaluate in the train tier: none, epoch, or a number of steps."},
+    )
+    objective: str | None = field(
+        default=None,
+        metadata={"help": "Metric to keep the best evaluation of, such as tuning_score; needs --eval_every."},
+    )
+    patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better objective after which training ends."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.eval_every not in ("none", "epoch") and not self.eval_every.isdigit():
+            raise ValueError(f"`--eval_every` is {self.eval_every!r}; give none, epoch or a number of steps.")
+        if self.eval_every == "none" and (self.objective or self.patience):
+            raise ValueError("`--objective` and `--patience` look at evaluations: add `--eval_every epoch`.")
+
+    @property
+    def steps_between_evaluations(self) -> int | None:
+        """`eval_every` as a number; None for every epoch."""
+        return None if self.eval_every == "epoch" else int(self.eval_every)
