@@ -331,9 +331,9 @@ def test_two_processes_report_what_one_does(tmp_path):
     for mine, theirs in zip(one["logprobs"], ranks[0]["passes"]["logprobs"], strict=True):
         for own, other in zip(mine, theirs, strict=True):
             np.testing.assert_allclose(own, other, atol=1e-6)
-    # Each batch ran once, on one of the two, behind two forwards of each that try how the model takes trees.
+    # Each batch ran once, on one of the two, behind three of each: what prompts share, and a trial of trees.
     batches = form_batches([(unit.n_tokens, 0) for unit in tiny_sets()[0].questions()], BUDGET)
-    assert sum(rank["forwards"] for rank in ranks) == len(batches) + 4
+    assert sum(rank["forwards"] for rank in ranks) == len(batches) + 6
     assert min(rank["forwards"] for rank in ranks) >= 4
 
     alone = EvalReport.from_json(report(tiny_model(seed=SEED)))

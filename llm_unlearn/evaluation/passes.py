@@ -127,10 +127,17 @@ def _generate(
         return
     items = [eval_set.items[position] for eval_set, position in asked]
     caps = [cap(item) for item in items]
-    answers = generate(model, items, tokenizer, caps, name="questions", progress=progress)
+    # What the model writes itself at the start of the true answer, the scores have told already.
+    known = [_hits_at_start(records[eval_set.name]["hits"][position]) for eval_set, position in asked]
+    answers = generate(model, items, tokenizer, caps, known=known, name="questions", progress=progress)
     for (eval_set, position), answer in zip(asked, answers, strict=True):
         records[eval_set.name]["texts"][position] = answer.text
         records[eval_set.name]["ended"][position] = answer.ended
+
+
+def _hits_at_start(hits: np.ndarray) -> int:
+    misses = np.flatnonzero(~hits)
+    return int(misses[0]) if len(misses) else len(hits)
 
 
 def _extraction_likelihoods(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.evaluation.svg import number
@@ -53,7 +53,7 @@ def metrics_table(report: EvalReport) -> Table:
 
     more = sum(record.value is not None for name, record in report.metrics.items() if name not in IN_TERMINAL)
     elsewhere = [f"{more} more metrics: see report.md or report.html."] if more else []
-    notes = Text("\n".join([*_notes(report), *elsewhere]))
+    notes = Text("\n".join([*_notes(report, IN_TERMINAL), *elsewhere]))
     table = Table(
         title="Evaluation", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, caption=notes, caption_justify="left"
     )
@@ -136,10 +136,16 @@ def _metric_rows(report: EvalReport, for_terminal: bool = False) -> list[list[st
     return [header, *rows]
 
 
-def _notes(report: EvalReport) -> list[str]:
-    """Each reason for a missing value once, with the metrics it concerns where it does not concern all."""
+def _notes(report: EvalReport, shown: Collection[str] | None = None) -> list[str]:
+    """Each reason for a missing value once, with the metrics it concerns where it does not concern all.
+
+    Args:
+        report: the report.
+        shown: the metrics to speak of; None for all.
+    """
     notes: dict[str, str] = {}
     for label, block in (("", report.metrics), ("before: ", report.before), ("retain model: ", report.reference)):
+        block = {name: record for name, record in block.items() if shown is None or name in shown}
         for reason in dict.fromkeys(record.not_measured for record in block.values()):
             names = [name for name, record in block.items() if record.not_measured == reason]
             concerned = "" if len(names) == len(block) else f"{', '.join(names)}: "
@@ -147,7 +153,7 @@ def _notes(report: EvalReport) -> list[str]:
                 notes.setdefault(reason, f"{label}{concerned}{reason}")
     left_out: dict[int, list[str]] = {}
     for name, record in report.metrics.items():
-        if record.details and "left_out" in record.details:
+        if record.details and "left_out" in record.details and (shown is None or name in shown):
             left_out.setdefault(record.details["left_out"], []).append(name)
     counts = [f"{', '.join(names)}: {n} rows left out, which lack what it needs" for n, names in left_out.items()]
     return [*notes.values(), *counts]

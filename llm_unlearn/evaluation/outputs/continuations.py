@@ -15,7 +15,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
-from llm_unlearn.evaluation.outputs.decoding import branch_off, decode, end_ids_of, read_prompts
+from llm_unlearn.evaluation.outputs.decoding import branch_off, cache_tokens, decode, end_ids_of, read_prompts
 from llm_unlearn.evaluation.outputs.scoring import Branches
 from llm_unlearn.evaluation.outputs.sharding import evaluating, form_batches, run_sharded
 
@@ -63,7 +63,7 @@ def continue_answers(
     tokenizer: ExampleTokenizer,
     *,
     n: int = 10,
-    token_budget: int = 8192,
+    token_budget: int | None = None,
     name: str = "items",
     progress: bool = True,
 ) -> list[Continuations]:
@@ -77,8 +77,8 @@ def continue_answers(
         items: tokenised items. Of plain text the first token counts as prompt, so that t starts at its second.
         tokenizer: the tokenizer they were made with.
         n: length of the n-grams that will be counted; positions with fewer tokens left are skipped. 10 as in the paper.
-        token_budget: tokens of a batch that is decoded, padding and new tokens included. Defaults to 8192, as in
-            `generate`.
+        token_budget: tokens of a batch that is decoded, padding and new tokens included. Defaults to what
+            `cache_tokens` gives, as in `generate`.
         name: what the progress bar calls the items.
         progress: whether the main process shows a bar.
 
@@ -95,6 +95,7 @@ def continue_answers(
             raise ValueError(f"Row {item.index} of {name} has an empty answer: leave the row out, or answer it.")
     unwrapped = extract_model_from_parallel(model)
     end_ids = end_ids_of(unwrapped, items, tokenizer)
+    token_budget = token_budget or cache_tokens(unwrapped)
 
     def run(positions: list[int]) -> list[Continuations]:
         return _continue_batch(unwrapped, [branches[position] for position in positions], n, end_ids, token_budget)

@@ -18,6 +18,8 @@ from llm_unlearn.forward import only_positions
 
 # Leaving the batch costs a copy of the cache, so rows leave together once they are this share of it.
 _FINISHED_SHARE = 0.25
+# Keys and values of one batch.
+_CACHE_BYTES = {"cpu": 2**27, "other": 2**31}
 # Columns that are added to a full cache at once.
 _CACHE_BLOCK = 64
 
@@ -54,6 +56,16 @@ def _with_room(old: Tensor, new: Tensor, columns: int) -> Tensor:
 def new_cache() -> Cache:
     """An empty cache of keys and values."""
     return Cache(layer_class_to_replicate=GrowingLayer)
+
+
+def cache_tokens(model: nn.Module) -> int:
+    """Tokens whose keys and values take 128 MB on a CPU and 2 GB elsewhere; at least 1024."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config, weight = plain.config.get_text_config(), model.get_input_embeddings().weight
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * width * weight.element_size()
+    return max(1024, _CACHE_BYTES.get(weight.device.type, _CACHE_BYTES["other"]) // per_token)
 
 
 def read_prompts(

@@ -1,31 +1,32 @@
 """The teacher-forced pass: log-probability, top-1 hit and, where asked, more, for every token of every given answer.
 
-The answers to one question (the true one, its paraphrase, the wrong ones) are scored as a tree. The question is read
-once and each answer hangs on it as a branch of its own: one sequence, an attention mask that keeps the branches apart,
-and positions that start anew behind the question. On TOFU that halves the tokens. The result is that of one sequence
-per answer, up to rounding; every pass first checks this on one question, and where the model does not follow such a
-mask (windowed or recurrent attention) it goes back to one sequence per answer.
+The answers to one question are scored as a tree (`trees`), and what all questions begin with, such as a system
+message, is read once for all. The result is that of one sequence per answer, up to rounding; every pass first checks
+this on one question, and where the model does not follow such a mask (windowed or recurrent attention) it goes back to
+one sequence per answer.
 """
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
-from llm_unlearn.data.tokenization import TokenizedItem
+from llm_unlearn.evaluation.outputs.decoding import new_cache
 from llm_unlearn.evaluation.outputs.sharding import device_of, evaluating, form_batches, run_sharded
+from llm_unlearn.evaluation.outputs.trees import Batch, Branches, common_prefix
 from llm_unlearn.forward import only_positions
 from llm_unlearn.functional import token_moments
 
-# A chunk of logits is held a few times over in fp32: 2**22 entries are 16 MiB each, whatever the vocabulary.
-_CHUNK_ENTRIES = 2**22
-# Logits of one batch: 256 MB in fp32. Larger batches are no faster once a matrix product fills the cores.
-_BATCH_ENTRIES = {"cpu": 2**26, "other": 2**29}
+# A chunk of logits is held a few times over in fp32: 2**21 entries are 8 MiB each, whatever the vocabulary.
+_CHUNK_ENTRIES = 2**21
+# Logits of one batch: 128 MB in fp32. Larger batches are hardly faster once a matrix product fills the cores.
+_BATCH_ENTRIES = {"cpu": 2**25, "other": 2**29}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,36 +55,6 @@ class ItemScores:
         return -float(self.logprobs.mean(dtype=np.float64))
 
 
-@dataclass(frozen=True, eq=False)
-class Branches:
-    """Answers to one prompt, to be scored together.
-
-    Attributes:
-        prompt: what comes before every answer, at least one token: something must predict the first.
-        answers: token ids of each answer, end token included; none is empty.
-        detailed: whether the first answer, the true one, gets mean, deviation and divergence too.
-    """
-
-    prompt: list[int]
-    answers: list[list[int]]
-    detailed: bool = True
-
-    @classmethod
-    def of(cls, items: Sequence[TokenizedItem], detailed: bool = True) -> "Branches":
-        """The answers of items that share their prompt. Plain text has none: its first token serves as one."""
-        at = max(items[0].prompt_length, 1)
-        return cls(items[0].input_ids[:at], [item.input_ids[at:] for item in items], detailed)
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens the model reads; the last of an answer predicts nothing more and is left out."""
-        return len(self.prompt) + sum(len(answer) - 1 for answer in self.answers)
-
-    def apart(self) -> list["Branches"]:
-        """One sequence per answer."""
-        return [Branches(self.prompt, [answer], self.detailed and i == 0) for i, answer in enumerate(self.answers)]
-
-
 def score(
     model: nn.Module,
     questions: Sequence[Branches],
@@ -100,9 +71,9 @@ def score(
         model: a causal language model, wrapped by PEFT or DDP or neither; in eval mode meanwhile.
         questions: prompts with their answers.
         unigram: probabilities of a teacher that knows only how frequent tokens are; given, `ItemScores.js` is filled.
-        token_budget: tokens of a batch, padding included. Defaults to as many as give 2**26 logits on a CPU (256 MB)
+        token_budget: tokens of a batch, padding included. Defaults to as many as give 2**25 logits on a CPU (128 MB)
             and 2**29 elsewhere, at most 8192.
-        share_prompts: whether a prompt is read once for all its answers. Defaults to True; False is the plain way.
+        share_prompts: whether what answers and prompts share is read once. Defaults to True; False is the plain way.
         name: what the progress bar calls the answers.
         progress: whether the main process shows a bar.
 
@@ -123,13 +94,16 @@ def score(
     unigram = None if unigram is None else unigram.to(device, torch.float32)
 
     with evaluating(unwrapped):
-        shared = share_prompts and _follows_trees(unwrapped, questions, device)
+        shares = share_prompts and any(len(question.answers) > 1 for question in questions) and _takes_trees(unwrapped)
+        prefix = _read_prefix(unwrapped, questions, device) if shares else None
+        shared = prefix is not None and _follows_trees(unwrapped, questions, prefix, device)
         units = list(questions) if shared else [unit for question in questions for unit in question.apart()]
         batches = form_batches([(unit.n_tokens, 0) for unit in units], token_budget)
         costs = [len(batch) * max(units[position].n_tokens for position in batch) for batch in batches]
 
         def run(positions: list[int]) -> list[list[ItemScores]]:
-            return _score_batch(unwrapped, [units[position] for position in positions], unigram, device)
+            batch = [units[position] for position in positions]
+            return _score_batch(unwrapped, batch, unigram, device, prefix if shared else None)
 
         scored = iter(run_sharded(run, batches, costs, f"scoring {name}", progress))
     if shared:
@@ -137,75 +111,49 @@ def score(
     return [[next(scored)[0] for _ in question.answers] for question in questions]
 
 
-@dataclass
-class _Layout:
-    """A batch of trees as tensors, ``(batch, tokens)`` unless said otherwise.
+@dataclass(frozen=True, eq=False)
+class _Prefix:
+    """What all prompts begin with, read once: keys and values per layer, ``(1, heads, length, dim)``."""
 
-    `branch` is 0 in the prompt, ``j + 1`` in answer j, -1 in padding; `predicts` marks the positions whose logits are
-    wanted; `detailed` those whose distribution is. `sources` and `targets` hold, answer after answer, which of the
-    marked positions predicts a token, and the token; `lengths` the tokens of each answer.
-    """
+    length: int
+    states: list[tuple[Tensor, Tensor]]
 
-    input_ids: Int[Tensor, "batch tokens"]
-    position_ids: Int[Tensor, "batch tokens"]
-    branch: Int[Tensor, "batch tokens"]
-    predicts: Bool[Tensor, "batch tokens"]
-    detailed: Bool[Tensor, "batch tokens"]
-    sources: list[int] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
+    def cache(self, batch_size: int) -> Cache:
+        """A cache that holds the prefix for every row of a batch."""
+        cache = new_cache()
+        for layer, states in enumerate(self.states):
+            cache.update(*(state.expand(batch_size, -1, -1, -1) for state in states), layer)
+        return cache
 
-    @classmethod
-    def of(cls, units: Sequence[Branches]) -> "_Layout":
-        shape = (len(units), max(unit.n_tokens for unit in units))
-        layout = cls(
-            torch.zeros(shape, dtype=torch.long),
-            torch.zeros(shape, dtype=torch.long),
-            torch.full(shape, -1),
-            torch.zeros(shape, dtype=torch.bool),
-            torch.zeros(shape, dtype=torch.bool),
-        )
-        marked = 0
-        for row, unit in enumerate(units):
-            start = len(unit.prompt)
-            fed = [answer[:-1] for answer in unit.answers]
-            ids = [*unit.prompt, *(token for answer in fed for token in answer)]
-            positions = [*range(start), *(start + i for answer in fed for i in range(len(answer)))]
-            branches = [0] * start + [j + 1 for j, answer in enumerate(fed) for _ in answer]
-            layout.input_ids[row, : len(ids)] = torch.tensor(ids)
-            layout.position_ids[row, : len(ids)] = torch.tensor(positions)
-            layout.branch[row, : len(ids)] = torch.tensor(branches)
-            # The last prompt token predicts the first token of every answer, each fed token the one behind it.
-            layout.predicts[row, start - 1 : len(ids)] = True
-            layout.detailed[row, start - 1 : start + len(fed[0])] = unit.detailed
-            first = marked
-            marked += 1
-            for answer in unit.answers:
-                layout.sources += [first, *range(marked, marked + len(answer) - 1)]
-                layout.targets += answer
-                layout.lengths.append(len(answer))
-                marked += len(answer) - 1
-        return layout
 
-    def attention_mask(self, dtype: torch.dtype) -> Float[Tensor, "batch 1 tokens tokens"]:
-        """Added to attention scores: 0 where a position may look (back, at the prompt or its own branch), else -max."""
-        order = torch.arange(self.branch.shape[1])
-        back = order[:, None] >= order[None, :]
-        near = (self.branch[:, None, :] == 0) | (self.branch[:, :, None] == self.branch[:, None, :])
-        mask = torch.zeros(near.shape, dtype=dtype).masked_fill_(~(near & back), torch.finfo(dtype).min)
-        return mask[:, None]
+def _read_prefix(model: nn.Module, questions: Sequence[Branches], device: torch.device) -> _Prefix:
+    tokens = common_prefix(questions)
+    if not tokens:
+        return _Prefix(0, [])
+    cache = new_cache()
+    ids = torch.tensor([tokens], device=device)
+    with only_positions(model, torch.zeros_like(ids, dtype=torch.bool)):
+        model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return _Prefix(len(tokens), [(layer.keys, layer.values) for layer in cache.layers])
 
 
 def _score_batch(
-    model: nn.Module, units: Sequence[Branches], unigram: Tensor | None, device: torch.device
+    model: nn.Module,
+    units: Sequence[Branches],
+    unigram: Tensor | None,
+    device: torch.device,
+    prefix: _Prefix | None = None,
 ) -> list[list[ItemScores]]:
-    layout = _Layout.of(units)
+    """Score one batch; with a prefix as trees behind it, without as one sequence per answer."""
+    layout = Batch.of(units, prefix.length if prefix else 0)
     inputs = {"input_ids": layout.input_ids.to(device), "use_cache": False}
-    # Without branches no mask is needed: what stands to the right of a token changes nothing in a causal model.
-    if any(len(unit.answers) > 1 for unit in units):
+    if prefix:
         dtype = model.get_input_embeddings().weight.dtype
         inputs["position_ids"] = layout.position_ids.to(device)
         inputs["attention_mask"] = layout.attention_mask(dtype).to(device)
+        if prefix.length:
+            inputs |= {"past_key_values": prefix.cache(len(units)), "use_cache": True}
+    # A single answer needs no mask: what stands to the right of a token changes nothing in a causal model.
     with only_positions(model, layout.predicts.to(device)):
         logits = model(**inputs).logits
     sources, targets = torch.tensor(layout.sources, device=device), torch.tensor(layout.targets, device=device)
@@ -263,20 +211,25 @@ def _js_bits(log_p: Float[Tensor, "n vocab"], q: Float[Tensor, " vocab"]) -> Flo
     return (p_part + q_part) / (2 * np.log(2))
 
 
-def _follows_trees(model: nn.Module, questions: Sequence[Branches], device: torch.device) -> bool:
-    """Whether `model` scores the branches of a tree as it scores them apart, tried on the question with most tokens."""
-    trees = [question for question in questions if len(question.answers) > 1]
+def _takes_trees(model: nn.Module) -> bool:
+    """Whether the model takes masks and positions of the caller's, and the usual cache."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not trees or plain.config._attn_implementation not in ("sdpa", "eager"):
-        return False
-    if "position_ids" not in inspect.signature(plain.forward).parameters:
-        return False
+    return (
+        plain.config._attn_implementation in ("sdpa", "eager")
+        and "position_ids" in inspect.signature(plain.forward).parameters
+        and not plain._is_stateful
+    )
+
+
+def _follows_trees(model: nn.Module, questions: Sequence[Branches], prefix: _Prefix, device: torch.device) -> bool:
+    """Whether `model` scores the branches of a tree as it scores them apart, tried on the question with most tokens."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     # A mask given whole replaces a model's own window, which then must be wider than any path through a tree.
     window = getattr(plain.config.get_text_config(), "sliding_window", None)
-    if window and window < max(len(tree.prompt) + max(map(len, tree.answers)) for tree in trees):
+    if window and window < max(max(question.tree.depths) + 1 for question in questions):
         return False
-    tree = max(trees, key=lambda tree: tree.n_tokens)
-    together = _score_batch(model, [tree], None, device)[0]
+    tree = max(questions, key=lambda question: question.n_tokens)
+    together = _score_batch(model, [tree], None, device, prefix)[0]
     apart = [scores[0] for scores in _score_batch(model, tree.apart(), None, device)]
     pairs = zip(together, apart, strict=True)
     gaps = np.concatenate([np.abs(one.logprobs - other.logprobs) for one, other in pairs])
