@@ -1,9 +1,10 @@
 """Flags that recipes and evaluations share, as dataclasses for `HfArgumentParser`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from llm_unlearn.evaluation.suites import SuiteSettings
+if TYPE_CHECKING:
+    from llm_unlearn.evaluation.suites import SuiteSettings
 
 
 @dataclass
@@ -66,8 +67,11 @@ class EvaluationFlags:
         default=True, metadata={"help": "Reuse the report of a model that was evaluated before in the same way."}
     )
 
-    def suite(self, tier: str) -> SuiteSettings:
+    def suite(self, tier: str) -> "SuiteSettings":
         """The settings of the suite at a tier."""
+        # A recipe's `--help` reads these flags, and needs no model.
+        from llm_unlearn.evaluation.suites import SuiteSettings
+
         return SuiteSettings(tier, self.compat, self.max_rows, self.holdout_split, self.max_new_tokens)
 
 

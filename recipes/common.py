@@ -224,6 +224,8 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
                 f"`--overwrite` would remove {model_args.model_name_or_path}, the model itself: choose another "
                 "`--output_dir`."
             )
+    if data_args.reference:
+        EvalReport.load(data_args.reference)
     request = KnowledgeRequest.load(data_args.request) if data_args.request else None
     data = run.load_data(
         data_args.dataset,
