@@ -76,7 +76,7 @@ def evaluate(args: EvalArguments) -> None:
     from llm_unlearn.adapters import newest_adapter, without_newest_adapter
     from llm_unlearn.evaluation.cache import evaluate_once
     from llm_unlearn.evaluation.report import EvalReport
-    from llm_unlearn.models import check_source, fingerprint, identity, load_tokenizer
+    from llm_unlearn.models import adapter_layers, check_source, fingerprint, identity, load_tokenizer
     from llm_unlearn.paths import cache_dir
     from llm_unlearn.requests import KnowledgeRequest
 
@@ -97,6 +97,8 @@ def evaluate(args: EvalArguments) -> None:
     tokenizer = load_tokenizer(source)
     evaluator = run.make_evaluator(tokenizer, data, args, args.suite(tier), args.eval_retain_rows)
     cache = cache_dir() / "evaluations" if args.eval_cache else None
+    if args.before == "base" and not args.adapter and not adapter_layers(source):
+        raise ValueError("`--before base` evaluates a model without its adapter, but there is none: give `--adapter`.")
     reference = run.reference_report(args, data, evaluator, bed, cache)
     before_report = EvalReport.load(args.before) if args.before and args.before != "base" else None
     if before_report:
@@ -105,8 +107,6 @@ def evaluate(args: EvalArguments) -> None:
 
     model = _load(args, source, state.device)
     adapted = isinstance(model, PeftModel)
-    if args.before == "base" and not adapted:
-        raise ValueError("`--before base` evaluates a model without its adapter, but there is none: give `--adapter`.")
     before_name = fingerprint(model, newest_adapter(model) if adapted else None)
     judge = run.judge_of(model, before_name)
     if args.before == "base":

@@ -70,7 +70,7 @@ Base weights SHA-256 `{base["fingerprint"]}`.
 
 {evaluation}
 
-Not measured: membership inference, relearning, quantisation, sampling and jailbreak attacks. The numbers above hold for
+Not measured: relearning, quantisation, sampling and jailbreak attacks. The numbers above hold for
 the precision and decoding stated with them.
 
 ## Use

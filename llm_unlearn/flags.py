@@ -50,7 +50,10 @@ class EvaluationFlags:
         metadata={"help": "Whose definitions: fixed (ours), open_unlearning, tofu_code or tofu_paper."},
     )
     metrics: list[str] = field(
-        default_factory=list, metadata={"help": "Metrics that must be measured; an error at once if one cannot be."}
+        default_factory=list,
+        metadata={
+            "help": "Metrics that must be measured: an error before the model loads where that is known, else after."
+        },
     )
     max_rows: list[int] = field(
         default_factory=list,
@@ -94,6 +97,8 @@ class TrainingEvaluationFlags:
     def __post_init__(self) -> None:
         if self.eval_every not in ("none", "epoch") and not self.eval_every.isdigit():
             raise ValueError(f"`--eval_every` is {self.eval_every!r}; give none, epoch or a number of steps.")
+        if self.eval_every == "0" or (self.patience is not None and self.patience < 1):
+            raise ValueError("`--eval_every` and `--patience` count steps and evaluations: give at least 1.")
         if self.eval_every == "none" and (self.objective or self.patience):
             raise ValueError("`--objective` and `--patience` look at evaluations: add `--eval_every epoch`.")
 

@@ -151,8 +151,8 @@ def reference_report(
 ) -> EvalReport | None:
     """The report of the retain model: the one that was named, or the testbed's.
 
-    The twin's shipped report serves where it fits; for another convention or other rows of the utility sets the twin is
-    evaluated now. It is a twin for a whole split of the bundled data only.
+    The twin's shipped report serves where it fits; for another convention, tier or prompt, or for other rows, the twin
+    is evaluated now, after metrics asked for by name were checked. It is a twin for whole splits of the bundled data.
 
     Args:
         args: names the report, if at all.
@@ -170,8 +170,9 @@ def reference_report(
         return report
     if bed is None or "[" in args.forget_split or data.source or args.request:
         return None
+    evaluator.require(args.metrics, has_before=True, has_reference=True)
     report = EvalReport.load(bed.reference)
-    if all(report.provenance.get(key) == evaluator.settings[key] for key in ("compat", "ids")):
+    if all(report.provenance.get(key) == evaluator.settings[key] for key in ("compat", "generation", "ids")):
         return report
     twin = load_model(bed.retain)
     return evaluate_once(evaluator, twin, identity(twin), None, cache)

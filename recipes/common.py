@@ -226,6 +226,8 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
             )
     if data_args.reference:
         EvalReport.load(data_args.reference)
+    if data_args.eval == "none" and data_args.metrics:
+        raise ValueError("`--metrics` must be measured, but `--eval none` measures nothing: drop one of the two.")
     request = KnowledgeRequest.load(data_args.request) if data_args.request else None
     data = run.load_data(
         data_args.dataset,
@@ -238,12 +240,18 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     source = str(bed.target) if bed else model_args.model_name_or_path
     tier = data_args.eval or ("quick" if model_args.model_name_or_path else "full")
     tokenizer = load_tokenizer(source)
-    evaluator = reference = None
+    evaluator = callback = reference = None
+    cache = cache_dir() / "evaluations" if data_args.eval_cache else None
     if tier != "none":
-        cache = cache_dir() / "evaluations" if data_args.eval_cache else None
         evaluator = run.make_evaluator(tokenizer, data, args, data_args.suite(tier), data_args.eval_retain_rows)
         reference = run.reference_report(data_args, data, evaluator, bed, cache)
         evaluator.require(data_args.metrics, has_before=True, has_reference=reference is not None)
+    if data_args.eval_every != "none":
+        watcher = run.make_evaluator(tokenizer, data, args, data_args.suite("train"), data_args.eval_retain_rows)
+        reference = reference or run.reference_report(data_args, data, watcher, bed, cache)
+        callback = EvaluationCallback(
+            watcher, data_args.steps_between_evaluations, data_args.objective, data_args.patience, reference=reference
+        )
 
     model = model_args.load(source, args.device)
     quantization = getattr(model.config, "quantization_config", None)
@@ -278,15 +286,8 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     if evaluator:
         judge = run.judge_of(trainer.model, base["fingerprint"])
         before = evaluate_once(evaluator, trainer.model, model_identity, judge, cache)
-    if data_args.eval_every != "none":
-        EvaluationCallback(
-            run.make_evaluator(tokenizer, data, args, data_args.suite("train"), data_args.eval_retain_rows),
-            data_args.steps_between_evaluations,
-            data_args.objective,
-            data_args.patience,
-            before,
-            reference,
-        ).attach(trainer)
+    if callback:
+        callback.attach(trainer)
     if main_process and checkpoint is None:
         run.remove_earlier(out)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -305,8 +306,8 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
         console.print(f"Wrote {out / ('adapter' if model_args.use_peft else 'model')}")
         if trainer.guard.reason:
             console.print(f"The guard stopped this run: {trainer.guard.reason}.")
+        if report:
+            report.require(data_args.metrics)
         if args.push_adapter:
             console.print(push_adapter(out / "adapter", args.hub_model_id, args.hub_private_repo, args.hub_token))
     trainer.accelerator.wait_for_everyone()
-    if report:
-        report.require(data_args.metrics)

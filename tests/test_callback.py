@@ -131,7 +131,7 @@ def test_a_collapsed_evaluation_is_never_the_best(tmp_path, monkeypatch):
     with torch.no_grad():
         head[3] = float("nan")
     callback._evaluate(trainer.args, trainer.state, trainer.control, trainer.model)
-    assert callback.history == []
+    assert callback.history == [(trainer.state.global_step, None)]
     assert callback.best_step is None
 
 
@@ -148,3 +148,21 @@ def test_what_cannot_be_done_is_said_before_training():
         EvaluationCallback(evaluator(), objective="forget_quality")
     with pytest.raises(ValueError, match="Did you mean"):
         EvaluationCallback(evaluator(), objective="model_utlity")
+
+
+def test_collapsed_evaluations_wear_patience_out(tmp_path, monkeypatch):
+    values = iter([0.5, None, None, 0.9])
+    callback = EvaluationCallback(evaluator(), objective="retain/probability", patience=2)
+    plain = callback.evaluator.evaluate
+
+    def scripted(model):
+        report = plain(model)
+        object.__setattr__(report.metrics["retain/probability"], "value", next(values))
+        return report
+
+    monkeypatch.setattr(callback.evaluator, "evaluate", scripted)
+    trainer = run(tmp_path, callback)
+    trainer.train()
+    assert callback.history == [(3, 0.5), (6, None), (9, None)]
+    assert trainer.state.global_step == 9
+    assert callback.best_step == 3

@@ -361,3 +361,22 @@ def test_a_wrapped_model_can_be_evaluated(tokenizer, sets):
     plain = tiny_model()
     wrapped = torch.nn.DataParallel(plain)
     assert evaluated(sets[:1], tokenizer, "full", wrapped).items == evaluated(sets[:1], tokenizer, "full", plain).items
+
+
+def test_a_layer_without_known_gradient_costs_only_the_gradient_norms(tokenizer, sets, monkeypatch):
+    def unknown(*_, **__):
+        raise ValueError("gradnorm is not measured: a layer of type Strange is not known.")
+
+    monkeypatch.setattr(passes_module, "gradient_norms", unknown)
+    report = evaluated(sets, tokenizer, "full")
+    assert report.metrics["mia_gradnorm"].not_measured == "not measured: a layer of type Strange is not known."
+    assert report.metrics["mia_loss"].value is not None
+
+
+def test_what_no_report_holds_cannot_be_asked_for(tokenizer, sets):
+    given = {"has_before": True, "has_reference": True}
+    evaluator = Evaluator(tokenizer, sets, "full", progress=False)
+    with pytest.raises(ValueError, match="forget/min_k"):
+        evaluator.require(["forget/min_k"], **given)
+    with pytest.raises(ValueError, match="`--max_new_tokens` is 0"):
+        Evaluator(tokenizer, sets, max_new_tokens=0)

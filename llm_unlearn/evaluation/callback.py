@@ -33,8 +33,7 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         every: steps between evaluations; None for one after every epoch.
         objective: name of a metric to keep the best of, such as ``tuning_score``; None to keep the last weights.
         patience: evaluations without improvement after which to stop; None to go on to the end.
-        before: report of the model before unlearning, for metrics that compare with it.
-        reference: report of the retain model, likewise.
+        reference: report of the retain model, for metrics that compare with it.
 
     Raises:
         ValueError: `every` or `patience` are not positive, `patience` comes without an objective, or the objective
@@ -47,7 +46,6 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         every: int | None = None,
         objective: str | None = None,
         patience: int | None = None,
-        before: EvalReport | None = None,
         reference: EvalReport | None = None,
     ):
         for name, value in (("every", every), ("patience", patience)):
@@ -56,7 +54,7 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         if patience is not None and objective is None:
             raise ValueError("`patience` waits for an improvement: name the `--objective` to be improved.")
         if objective is not None:
-            evaluator.require([objective], has_before=before is not None, has_reference=reference is not None)
+            evaluator.require([objective], has_before=False, has_reference=reference is not None)
             if higher_is_better(objective) is None:
                 raise ValueError(
                     f"Neither direction of `{objective}` is better, so it cannot be an `--objective`: name a metric "
@@ -66,9 +64,8 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         self.every = every
         self.objective = objective
         self.patience = patience
-        self.before = before
         self.reference = reference
-        self.history: list[tuple[int, float]] = []
+        self.history: list[tuple[int, float | None]] = []
         self._best: dict[str, Tensor] | None = None
         self._trainer: Trainer | None = None
 
@@ -79,11 +76,12 @@ class EvaluationCallback(TrainerCallback, ExportableState):
 
     @property
     def best_step(self) -> int | None:
-        """Step of the best evaluation so far, the first of equals."""
-        if not self.history:
+        """Step of the best evaluation so far, the first of equals; a collapsed model has no value and is never it."""
+        measured = [(step, value) for step, value in self.history if value is not None]
+        if not measured:
             return None
         sign = 1 if higher_is_better(self.objective) else -1
-        return max(self.history, key=lambda entry: sign * entry[1])[0]
+        return max(measured, key=lambda entry: sign * entry[1])[0]
 
     def state(self) -> dict:
         """Kept in checkpoints."""
@@ -91,7 +89,7 @@ class EvaluationCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
-        self.history = [(int(step), float(value)) for step, value in saved.get("history", [])]
+        self.history = [(int(step), value) for step, value in saved.get("history", [])]
         self._best = _read(Path(args.output_dir) / BEST_NAME, self.best_step)
 
     def on_step_end(
@@ -120,27 +118,21 @@ class EvaluationCallback(TrainerCallback, ExportableState):
     def _evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module
     ) -> None:
-        report = EvalReport.compare(self.evaluator.evaluate(model), self.before, self.reference)
+        report = EvalReport.compare(self.evaluator.evaluate(model), reference=self.reference)
         measured = {name: record.value for name, record in report.metrics.items() if record.value is not None}
         self._trainer.log({f"eval/{name}": value for name, value in measured.items()})
         if self.objective is None:
             return
-        if self.objective in measured:
-            # A collapsed model has no value: it is no better than any.
-            self.history.append((state.global_step, measured[self.objective]))
-            if self.best_step == state.global_step:
-                self._best = {name: weight.detach().cpu().clone() for name, weight in _trained(model).items()}
-                if process_state().is_main_process:
-                    file = Path(args.output_dir) / BEST_NAME
-                    with replace_folder(file.parent) as partial:
-                        save_file(self._best, partial / file.name, metadata={"step": str(state.global_step)})
-        if self.patience is not None and self._evaluations_since_best(state.global_step) >= self.patience:
+        self.history.append((state.global_step, measured.get(self.objective)))
+        if self.best_step == state.global_step:
+            self._best = {name: weight.detach().cpu().clone() for name, weight in _trained(model).items()}
+            if process_state().is_main_process:
+                file = Path(args.output_dir) / BEST_NAME
+                with replace_folder(file.parent) as partial:
+                    save_file(self._best, partial / file.name, metadata={"step": str(state.global_step)})
+        since = [step for step, _ in self.history if self.best_step is None or step > self.best_step]
+        if self.patience is not None and len(since) >= self.patience:
             control.should_training_stop = True
-
-    def _evaluations_since_best(self, step: int) -> int:
-        later = {entry[0] for entry in self.history if self.best_step is None or entry[0] > self.best_step}
-        # One without a value counts as well, and is not in the history.
-        return len(later | {step}) if step != self.best_step else 0
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -18,6 +18,7 @@ from llm_unlearn.evaluation.passes import Judge, run_passes
 from llm_unlearn.evaluation.records import NO_BEFORE, NO_REFERENCE, MetricRecord
 from llm_unlearn.evaluation.report import (
     EvalReport,
+    commit,
     item_record,
     require_same_rows,
     require_same_scoring,
@@ -53,7 +54,8 @@ class Evaluator:
         progress: whether the main process shows progress bars.
 
     Raises:
-        ValueError: tier or convention are unknown, there is no set, or two sets have the same name.
+        ValueError: tier or convention are unknown, there is no set, two sets have the same name, or answers could have
+            no token.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Evaluator:
         names = [eval_set.name for eval_set in sets]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"An evaluation needs sets of distinct names, but was given {names or 'none'}.")
+        if max_new_tokens < 1:
+            raise ValueError(f"`--max_new_tokens` is {max_new_tokens}; an answer has at least 1 token.")
         self.tokenizer = tokenizer
         self.sets = sorted(sets, key=lambda eval_set: SETS.index(eval_set.name))
         self.tier = tier
@@ -123,8 +127,9 @@ class Evaluator:
             ValueError: there is no such metric, or something it needs is missing.
         """
         for name in names:
-            if name not in self.specs and name not in SUMMARIES:
-                raise ValueError(unknown("metric (`--metrics`)", name, [*SUMMARIES, *self.specs]))
+            reported = [*SUMMARIES, *(name for name, spec in self.specs.items() if spec.reported)]
+            if name not in reported:
+                raise ValueError(unknown("metric", name, reported))
             needs = SUMMARIES[name].needs if name in SUMMARIES else (("own", *name.split("/")),)
             reason = next(filter(None, (self._why_not(*need, has_before, has_reference) for need in needs)), None)
             if reason:
@@ -153,7 +158,7 @@ class Evaluator:
             judge: who judges how fluent its answers are, in the `full` tier; without one that is not measured.
         """
         started = time.perf_counter()
-        records = run_passes(
+        records, impossible = run_passes(
             model,
             self.tokenizer,
             self.sets,
@@ -169,7 +174,7 @@ class Evaluator:
         for eval_set in self.sets:
             record = records[eval_set.name]
             per_item: list[dict[str, float]] = [{} for _ in eval_set.rows]
-            missing = self._missing(eval_set, judged=judge is not None)
+            missing = self._missing(eval_set, judged=judge is not None) | impossible
             for name, spec in self.specs.items():
                 if name != f"{eval_set.name}/{spec.name}":
                     continue
@@ -188,6 +193,7 @@ class Evaluator:
             **describe(model),
             "wall_seconds": round(time.perf_counter() - started, 3),
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "commit": commit(),
             "versions": versions(),
         }
         alone = EvalReport(metrics=metrics, items=items, provenance=provenance)

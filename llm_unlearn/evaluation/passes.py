@@ -47,8 +47,8 @@ def run_passes(
     full: bool,
     judge: Judge | None,
     progress: bool,
-) -> dict[str, Records]:
-    """Run everything, and sort what comes out by set.
+) -> tuple[dict[str, Records], dict[str, str]]:
+    """Run everything, and sort what comes out by set; with it the kinds of records this model cannot give, and why.
 
     Args:
         model: the model.
@@ -74,18 +74,23 @@ def run_passes(
         records[eval_set.name] |= _scored(eval_set, [next(scored) for _ in eval_set.rows])
     _generate(model, tokenizer, sets, answered, cap, records, progress)
     if not full:
-        return records
+        return records, {}
+    reasons = {}
     if "forget" in records:
         forget = next(eval_set for eval_set in sets if eval_set.name == "forget")
         records["forget"]["el"] = _extraction_likelihoods(model, tokenizer, forget.items, progress)
     if all(name in records for name in _MEMBERS):
         members = [question for name in _MEMBERS for question in questions[name]]
-        norms = iter(gradient_norms(model, members, progress=progress))
-        for name in _MEMBERS:
-            records[name]["gradnorm"] = [next(norms) for _ in questions[name]]
+        try:
+            norms = iter(gradient_norms(model, members, progress=progress))
+            for name in _MEMBERS:
+                records[name]["gradnorm"] = [next(norms) for _ in questions[name]]
+        except ValueError as error:
+            # A layer whose gradient it does not know; nothing else depends on it.
+            reasons["gradnorm"] = str(error).removeprefix("gradnorm is not measured: ")
     if judge and "forget" in records:
         records["forget"]["text_nll"] = _judged(judge, tokenizer, records["forget"]["texts"], progress)
-    return records
+    return records, reasons
 
 
 def _given(eval_set: EvalSet) -> Records:
@@ -164,7 +169,7 @@ def _judged(
 
 
 def _unigram(model: nn.Module, sets: Sequence[EvalSet]) -> torch.Tensor:
-    """Token frequencies over all answers of the table, plus one: a teacher that knows the language, not the facts."""
+    """Token frequencies over all true answers, plus one: a teacher that knows the language, not the facts."""
     counts = torch.ones(extract_model_from_parallel(model).get_output_embeddings().weight.shape[0])
     ids = [token for eval_set in sets for item in eval_set.items for token in item.answer_ids]
     counts += torch.bincount(torch.tensor(ids), minlength=len(counts))

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -277,6 +278,20 @@ def require_same_scoring(own: Mapping[str, Any], other: Mapping[str, Any], name:
                 f"The {name} report was made with another {what} ({other.get(key)} there, {own.get(key)} here), so its "
                 f"numbers cannot be compared: {mend}."
             )
+
+
+def commit() -> str | None:
+    """Commit of the checkout this code runs from, with a plus where files differ from it; None where it is none."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def versions() -> dict[str, str]:

@@ -98,4 +98,6 @@ def _tokenised(
     given = [answer for answer in answers if answer and answer.strip()]
     if form_of(example) == "text":
         return []
-    return [tokenize(with_answer(example, answer), index) for answer in given]
+    items = [tokenize(with_answer(example, answer), index) for answer in given]
+    # Behind an empty prompt nothing predicts the first token of an answer, in which they may differ.
+    return [item for item in items if item.prompt_length]

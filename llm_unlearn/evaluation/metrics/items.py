@@ -91,10 +91,21 @@ def item_metrics(convention: Convention) -> dict[str, MetricSpec]:
     ends = {"drop_last": convention.drop_last}
     mean_of = {"forget": convention.quality_mean, **dict.fromkeys(UTILITY_SETS, convention.utility_mean)}
     members = ("forget", "holdout")
-    unreported: dict[str, Any] = {"sets": members, "reported": False, "range": (None, None)}
+    unreported: dict[str, Any] = {
+        "sets": members, "reported": False, "range": (None, None), "higher_is_better": NO_DIRECTION,
+        "variant": named("drop_last", "keeps_tail"),
+    }  # fmt: skip
     ratio_names = named("quality_mean", "utility_mean", "epsilon")
     specs = [
-        MetricSpec("loss", _as_array, ("loss",), reported=False, range=(0.0, None), variant=named("keeps_tail")),
+        MetricSpec(
+            "loss",
+            _as_array,
+            ("loss",),
+            reported=False,
+            range=(0.0, None),
+            variant=named("keeps_tail"),
+            higher_is_better=NO_DIRECTION,
+        ),
         MetricSpec("probability", likelihood.probability, ("loss",), variant=named("keeps_tail")),
         MetricSpec(
             "paraphrase_probability",
@@ -153,16 +164,26 @@ def item_metrics(convention: Convention) -> dict[str, MetricSpec]:
         MetricSpec("rouge_1_recall", overlap.rouge_1_recall, ("answers", "texts"), variant=named("total_length")),
         MetricSpec("rouge_l_f1", overlap.rouge_l_f1, ("answers", "texts"), variant=named("total_length")),
         MetricSpec("value_recall", overlap.value_recall, ("values", "texts")),
-        MetricSpec("el_10", _as_array, ("el",), sets=("forget",)),
-        MetricSpec("ma", _ma, ("hits",), sets=("forget",)),
-        MetricSpec("zrf", randomness.zrf, ("js",), sets=members, higher_is_better=NO_DIRECTION),
+        MetricSpec("el_10", _as_array, ("el",), sets=("forget",), variant=named("keeps_tail")),
+        MetricSpec("ma", _ma, ("hits",), sets=("forget",), variant=named("keeps_tail")),
+        MetricSpec(
+            "zrf", randomness.zrf, ("js",), sets=members, higher_is_better=NO_DIRECTION, variant=named("keeps_tail")
+        ),
         MetricSpec("repetition", fluency.repetition, ("texts",), sets=("forget",), higher_is_better={"forget": False}),
         MetricSpec(
             "distinct_1", partial(fluency.distinct_n, n=1), ("texts",), sets=("forget",), higher_is_better=NO_DIRECTION
         ),  # fmt: skip
         MetricSpec("empty", _is_empty, ("texts",), sets=("forget",), higher_is_better={"forget": False}),
         MetricSpec("ended", _as_array, ("ended",), sets=("forget",), higher_is_better={"forget": True}),
-        MetricSpec("text_nll", _as_array, ("text_nll",), sets=("forget",), reported=False, range=(0.0, None)),
+        MetricSpec(
+            "text_nll",
+            _as_array,
+            ("text_nll",),
+            sets=("forget",),
+            reported=False,
+            range=(0.0, None),
+            higher_is_better=NO_DIRECTION,
+        ),
         MetricSpec("zlib", membership.zlib_score, ("loss", "answers"), **unreported),
         MetricSpec("min_k", partial(membership.min_k, **ends), ("logprobs",), **unreported),
         MetricSpec(

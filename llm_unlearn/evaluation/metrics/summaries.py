@@ -115,7 +115,8 @@ def _first(parts: Mapping[str, Estimates]) -> dict[str, float]:
 
 def _model_utility(columns: Columns) -> tuple[Estimates, dict[str, Any]]:
     parts = _parts(columns, "own")
-    return model_utility(parts), {"parts": _first(parts)}
+    counts = {f"{name}/{column}": len(columns.rows("own", name, column)) for name, column in _MU_NEEDS}
+    return model_utility(parts), {"parts": _first(parts), "n": counts}
 
 
 def _teacher_forced_utility(columns: Columns) -> tuple[Estimates, dict[str, Any]]:

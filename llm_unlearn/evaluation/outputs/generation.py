@@ -44,7 +44,7 @@ def generate(
 
     Args:
         model: a causal language model, wrapped by PEFT or DDP or neither; in eval mode meanwhile.
-        items: tokenised items; only their prompts are read, and the lengths of their answers.
+        items: tokenised items; of their answers only what is `known` is read.
         tokenizer: the tokenizer they were made with.
         caps: per item the longest answer in tokens, the end token included, such as `new_token_cap`.
         known: per item how many tokens of its true answer the model is known to write itself, from the first on: the
@@ -83,8 +83,9 @@ def generate(
         return decode(unwrapped, *read, [caps[row] - len(starts[row]) for row in rows], end_ids)
 
     # Rows whose true answers go on for equally long tend to end together.
-    shapes = [(len(items[i].answer_ids) - len(starts[i]), items[i].prompt_length + caps[i]) for i in asked]
-    batches = form_batches(shapes, token_budget or cache_tokens(unwrapped))
+    asked.sort(key=lambda i: len(items[i].answer_ids) - len(starts[i]), reverse=True)
+    shapes = [(items[i].prompt_length + len(starts[i]), caps[i] - len(starts[i])) for i in asked]
+    batches = form_batches(shapes, token_budget or cache_tokens(unwrapped), in_order=True)
     # A decoding step costs nearly the same for any number of rows.
     costs = [max(caps[asked[position]] - len(starts[asked[position]]) for position in batch) for batch in batches]
     with evaluating(unwrapped):

@@ -21,16 +21,18 @@ from tqdm.auto import tqdm
 Result = TypeVar("Result")
 
 
-def form_batches(shapes: Sequence[tuple[int, int]], token_budget: int) -> list[list[int]]:
+def form_batches(shapes: Sequence[tuple[int, int]], token_budget: int, in_order: bool = False) -> list[list[int]]:
     """Group positions of similar length, the longest first, so that what does not fit in memory fails at once.
 
     Args:
         shapes: per item its number of given and of new tokens.
         token_budget: bound on ``rows x (longest given + longest new)`` of a batch; a single item may exceed it.
+        in_order: whether to group neighbours, in an order that was chosen for another reason, instead.
     """
     batches: list[list[int]] = []
     widest = (0, 0)
-    for position in sorted(range(len(shapes)), key=lambda position: shapes[position], reverse=True):
+    by_length = sorted(range(len(shapes)), key=lambda position: shapes[position], reverse=True)
+    for position in range(len(shapes)) if in_order else by_length:
         given, new = shapes[position]
         grown = (max(widest[0], given), max(widest[1], new))
         if batches and (len(batches[-1]) + 1) * sum(grown) <= token_budget:

@@ -1,9 +1,9 @@
 """Answers to one question as a tree of tokens, so that what they share is read once.
 
 The question is the trunk. The answers (the true one, its paraphrase, the wrong ones) grow out of it and part where they
-differ: wrong answers are often the paraphrase with one value exchanged. On TOFU the trees have 43 % of the tokens of
-one sequence per answer. A model reads a tree as one sequence, given a mask by which a token sees its ancestors only,
-and positions that count its ancestors.
+differ: wrong answers are often the paraphrase with one value exchanged. On TOFU forget10 the trees have 45 % of the
+tokens of one sequence per answer. A model reads a tree as one sequence, given a mask by which a token sees its
+ancestors only, and positions that count its ancestors.
 """
 
 from collections.abc import Sequence
