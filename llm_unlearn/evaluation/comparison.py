@@ -146,9 +146,11 @@ def shared_values(reports: Sequence[EvalReport], block: str) -> dict[str, float]
     """The values of `before` or `reference`, where every report has them and all agree; else nothing."""
     values = [{name: record.value for name, record in getattr(report, block).items()} for report in reports]
     common = set.intersection(*(set(one) for one in values))
-    if any(one[name] != values[0][name] for one in values for name in common):
+    # Metrics of the whole model may also depend on the other models of a run (AUS on the one before).
+    agreed = {name for name in common if all(one[name] == values[0][name] for one in values)}
+    if any("/" in name for name in common - agreed):
         return {}
-    return {name: value for name, value in values[0].items() if name in common and value is not None}
+    return {name: value for name, value in values[0].items() if name in agreed and value is not None}
 
 
 def distance_from_target(name: str, record: MetricRecord) -> float | None:
