@@ -380,3 +380,18 @@ def test_what_no_report_holds_cannot_be_asked_for(tokenizer, sets):
         evaluator.require(["forget/min_k"], **given)
     with pytest.raises(ValueError, match="`--max_new_tokens` is 0"):
         Evaluator(tokenizer, sets, max_new_tokens=0)
+
+
+def test_what_is_cut_or_left_out_is_counted(sets):
+    short = ExampleTokenizer(tiny_tokenizer(), max_length=20)
+    rows = full_rows(3)
+    rows[1] = {**rows[1], "perturbed_answer": [rows[1]["perturbed_answer"][0], " ", ""]}
+    one = EvalSet.of("forget", rows, short)
+    cut = sum(not item.has_end for some in (one.items, *one.paraphrases, *one.wrong) for item in some)
+    assert cut > 0
+    expected = {"answers cut at `--max_length`": cut, "empty wrong answers left out": 2}
+    assert one.curtailed == expected
+    report = evaluated([one], short)
+    assert report.provenance["curtailed"] == {"forget": expected}
+    assert "forget: 2 empty wrong answers left out" in report.to_markdown()
+    assert evaluated(sets, ExampleTokenizer(tiny_tokenizer())).provenance["curtailed"] == {}

@@ -11,6 +11,7 @@ from tiny import tiny_model, tiny_rows, tiny_tokenizer
 from tiny_suite import tiny_sets
 
 from llm_unlearn.data.tokenization import ExampleTokenizer
+from llm_unlearn.evaluation import html
 from llm_unlearn.evaluation.evaluator import Evaluator
 from llm_unlearn.evaluation.metrics import SUMMARIES
 from llm_unlearn.evaluation.records import NO_BEFORE, NO_REFERENCE, MetricRecord
@@ -238,3 +239,10 @@ def test_infinite_losses_become_null():
         logprobs=np.array([-1.0]),
     )  # fmt: skip
     assert (kept["author"], kept["ma"], "token_logprobs" in kept) == (3, 0.5, False)
+
+
+def test_beside_an_auc_stands_how_many_are_recognised_for_certain():
+    record = MetricRecord(0.7, (0.6, 0.8), 20, None, (0.0, 1.0), details={"tpr_at_1_percent_fpr": 0.125})
+    report = EvalReport(metrics={"mia_loss": record})
+    assert "| mia_loss | 0.700 [0.600, 0.800]; TPR at 1 % FPR 0.125 |" in report.to_markdown()
+    assert "TPR at 1 % FPR 0.125" in html.page(report)

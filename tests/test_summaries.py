@@ -139,7 +139,10 @@ def test_what_must_stand_beside_a_value():
     assert found["forget_quality"].details == {
         "statistic": quality.statistic, "log10_p": quality.log10_p, "n": 24, "m": 24, "method": "exact",
     }  # fmt: skip
-    assert found["model_utility"].details == {"parts": pytest.approx(utility_parts(OWN))}
+    details = found["model_utility"].details
+    assert details["parts"] == pytest.approx(utility_parts(OWN))
+    assert details["n"] == {name: len(column(OWN, *name.split("/"))) for name in details["parts"]}
+    assert set(details["n"].values()) == {15, 11, 13}
     scores = column(OWN, "forget", "min_k"), column(OWN, "holdout", "min_k")
     assert found["mia_min_k"].details == {
         "tpr_at_1_percent_fpr": tpr_at_fpr(*scores), "n_forget": 24, "n_holdout": 18,

@@ -190,6 +190,7 @@ class Evaluator:
             "variants": {name: f"{spec.variant}, version {spec.version}" for name, spec in self.specs.items()},
             **({"judge": judge.name} if judge else {}),
             "not_measured": reasons,
+            "curtailed": {eval_set.name: eval_set.curtailed for eval_set in self.sets if eval_set.curtailed},
             **describe(model),
             "wall_seconds": round(time.perf_counter() - started, 3),
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -156,7 +156,12 @@ def _notes(report: EvalReport, shown: Collection[str] | None = None) -> list[str
         if record.details and "left_out" in record.details and (shown is None or name in shown):
             left_out.setdefault(record.details["left_out"], []).append(name)
     counts = [f"{', '.join(names)}: {n} rows left out, which lack what it needs" for n, names in left_out.items()]
-    return [*notes.values(), *counts]
+    curtailed = [
+        f"{set_name}: {count} {what}"
+        for set_name, of_set in report.provenance.get("curtailed", {}).items()
+        for what, count in of_set.items()
+    ]
+    return [*notes.values(), *counts, *curtailed]
 
 
 def _answer_rows(report: EvalReport, k: int) -> list[list[str]]:
@@ -183,10 +188,13 @@ def _terminal_number(value: float | None) -> str:
 
 
 def _with_interval(record: MetricRecord) -> str:
-    if record.ci95 is None:
-        return _number(record.value)
-    low, high = record.ci95
-    return f"{_number(record.value)} [{_number(low)}, {_number(high)}]"
+    value = _number(record.value)
+    if record.ci95 is not None:
+        low, high = record.ci95
+        value += f" [{_number(low)}, {_number(high)}]"
+    # An AUC hides the few items that are recognised with certainty.
+    tail = (record.details or {}).get("tpr_at_1_percent_fpr")
+    return value if tail is None else f"{value}; TPR at 1 % FPR {_number(tail)}"
 
 
 def _evenly(total: int, k: int) -> list[int]:

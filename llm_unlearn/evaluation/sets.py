@@ -82,6 +82,17 @@ class EvalSet:
             for item, paraphrase, wrong in zip(self.items, self.paraphrases, self.wrong, strict=True)
         ]
 
+    @property
+    def curtailed(self) -> dict[str, int]:
+        """What is not scored as the rows have it, counted: answers cut at the maximal length, wrong answers dropped."""
+        every = [*self.items, *(item for some in (*self.paraphrases, *self.wrong) for item in some)]
+        given = sum(len(row.get("perturbed_answer") or []) for row in self.rows)
+        counts = {
+            "answers cut at `--max_length`": sum(not item.has_end for item in every),
+            "empty wrong answers left out": given - sum(map(len, self.wrong)) if any(self.wrong) else 0,
+        }
+        return {what: count for what, count in counts.items() if count}
+
     @cached_property
     def digest(self) -> str:
         """Hash of every token id, of where prompts end, and of the texts answers are compared with."""
