@@ -107,16 +107,17 @@ def evaluate(args: EvalArguments) -> None:
 
     model = _load(args, source, state.device)
     adapted = isinstance(model, PeftModel)
-    before_name = fingerprint(model, newest_adapter(model) if adapted else None)
+    weights = fingerprint(model, None)
+    before_name = fingerprint(model, newest_adapter(model)) if adapted else weights
     judge = run.judge_of(model, before_name)
     if args.before == "base":
         with without_newest_adapter(model):
-            before_report = evaluate_once(evaluator, model, identity(model), judge, cache)
-    after = evaluate_once(evaluator, model, identity(model), judge, cache)
+            before_report = evaluate_once(evaluator, model, identity(model, weights), judge, cache)
+    after = evaluate_once(evaluator, model, identity(model, weights), judge, cache)
     provenance = {
         "model": source,
         "adapter": args.adapter,
-        "fingerprint": fingerprint(model, None),
+        "fingerprint": weights,
         "dataset": args.dataset or "bundled",
         "forget_split": data.forget_split,
         "retain_split": data.retain_split,

@@ -121,11 +121,15 @@ def fingerprint(model: nn.Module, leave_out: str | None = TRAINED_ADAPTER) -> st
     return digest.hexdigest()
 
 
-def identity(model: nn.Module) -> str:
+def identity(model: nn.Module, weights: str | None = None) -> str:
     """SHA-256 over everything in a model that decides its outputs.
 
     That is all weights, the settings, and of every adapted layer which adapters are on, merged, and how they scale: a
     model whose adapter is switched off for a while is another one.
+
+    Args:
+        model: the model.
+        weights: `fingerprint` of all its weights, where it is known.
     """
     layers = [
         [name, layer.disable_adapters, layer.active_adapters, layer.merged_adapters, getattr(layer, "scaling", None)]
@@ -133,7 +137,7 @@ def identity(model: nn.Module) -> str:
         if isinstance(layer, BaseTunerLayer)
     ]
     adapters = {name: config.to_dict() for name, config in getattr(model, "peft_config", {}).items()}
-    settings = [model.config.to_dict(), adapters, layers, fingerprint(model, leave_out=None)]
+    settings = [model.config.to_dict(), adapters, layers, weights or fingerprint(model, leave_out=None)]
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=_as_text).encode()).hexdigest()
 
 

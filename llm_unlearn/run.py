@@ -31,6 +31,7 @@ from llm_unlearn.data.tofu import check_disjoint, source_or_bundled
 from llm_unlearn.data.tokenization import ExampleTokenizer
 from llm_unlearn.evaluation.cache import evaluate_once
 from llm_unlearn.evaluation.evaluator import Evaluator, Judge
+from llm_unlearn.evaluation.outputs.sharding import process_state
 from llm_unlearn.evaluation.report import EvalReport, versions
 from llm_unlearn.evaluation.suites import SuiteSettings, tofu_evaluator
 from llm_unlearn.files import replace_folder, write_json
@@ -174,7 +175,7 @@ def reference_report(
     report = EvalReport.load(bed.reference)
     if all(report.provenance.get(key) == evaluator.settings[key] for key in ("compat", "generation", "ids")):
         return report
-    twin = load_model(bed.retain)
+    twin = load_model(bed.retain).to(process_state().device)
     return evaluate_once(evaluator, twin, identity(twin), None, cache)
 
 

@@ -263,7 +263,7 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
         "quantization": quantization
         and {k: v for k, v in quantization.to_dict().items() if k.startswith(("load", "bnb"))},
     }
-    model_identity = identity(model)
+    model_identity = identity(model, base["fingerprint"])
     set_seed(args.seed)
     _, trainer_class = get_method(method_name).load()
     needs_second_model = not model_args.use_peft and args.retain_coef and args.retain_loss == "kl"

@@ -88,17 +88,21 @@ def test_the_first_of_equals_is_kept():
     assert callback.best_step == 3
 
 
-def test_it_stops_when_nothing_improves(tmp_path, monkeypatch):
-    values = iter([0.5, 0.7, 0.6, 0.7, 0.9])
-    callback = EvaluationCallback(evaluator(), objective="retain/probability", patience=2)
-    plain = callback.evaluator.evaluate
+def script(callback, values, monkeypatch):
+    """Make the callback's evaluator report these values of its objective, one after another."""
+    plain, values = callback.evaluator.evaluate, iter(values)
 
     def scripted(model):
         report = plain(model)
-        object.__setattr__(report.metrics["retain/probability"], "value", next(values))
+        object.__setattr__(report.metrics[callback.objective], "value", next(values))
         return report
 
     monkeypatch.setattr(callback.evaluator, "evaluate", scripted)
+
+
+def test_it_stops_when_nothing_improves(tmp_path, monkeypatch):
+    callback = EvaluationCallback(evaluator(), objective="retain/probability", patience=2)
+    script(callback, [0.5, 0.7, 0.6, 0.7, 0.9], monkeypatch)
     trainer = run(tmp_path, callback, num_train_epochs=5)
     trainer.train()
     # 0.7 at step 6, then two evaluations that are no better.
@@ -151,16 +155,8 @@ def test_what_cannot_be_done_is_said_before_training():
 
 
 def test_collapsed_evaluations_wear_patience_out(tmp_path, monkeypatch):
-    values = iter([0.5, None, None, 0.9])
     callback = EvaluationCallback(evaluator(), objective="retain/probability", patience=2)
-    plain = callback.evaluator.evaluate
-
-    def scripted(model):
-        report = plain(model)
-        object.__setattr__(report.metrics["retain/probability"], "value", next(values))
-        return report
-
-    monkeypatch.setattr(callback.evaluator, "evaluate", scripted)
+    script(callback, [0.5, None, None, 0.9], monkeypatch)
     trainer = run(tmp_path, callback)
     trainer.train()
     assert callback.history == [(3, 0.5), (6, None), (9, None)]

@@ -20,7 +20,7 @@ from llm_unlearn.evaluation.evaluator import Evaluator
 from llm_unlearn.evaluation.metrics import SUMMARIES
 from llm_unlearn.evaluation.outputs.continuations import continue_answers
 from llm_unlearn.evaluation.outputs.generation import generate, new_token_cap
-from llm_unlearn.evaluation.outputs.gradients import gradient_norms
+from llm_unlearn.evaluation.outputs.gradients import UnknownGradient, gradient_norms
 from llm_unlearn.evaluation.outputs.scoring import Branches, score
 from llm_unlearn.evaluation.outputs.sharding import form_batches
 from llm_unlearn.evaluation.passes import Judge
@@ -365,7 +365,7 @@ def test_a_wrapped_model_can_be_evaluated(tokenizer, sets):
 
 def test_a_layer_without_known_gradient_costs_only_the_gradient_norms(tokenizer, sets, monkeypatch):
     def unknown(*_, **__):
-        raise ValueError("gradnorm is not measured: a layer of type Strange is not known.")
+        raise UnknownGradient("a layer of type Strange is not known.")
 
     monkeypatch.setattr(passes_module, "gradient_norms", unknown)
     report = evaluated(sets, tokenizer, "full")

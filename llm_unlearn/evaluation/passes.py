@@ -13,7 +13,7 @@ from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
 from llm_unlearn.evaluation.metrics.extraction import el_n
 from llm_unlearn.evaluation.outputs.continuations import continue_answers
 from llm_unlearn.evaluation.outputs.generation import generate
-from llm_unlearn.evaluation.outputs.gradients import gradient_norms
+from llm_unlearn.evaluation.outputs.gradients import UnknownGradient, gradient_norms
 from llm_unlearn.evaluation.outputs.scoring import Branches, ItemScores, score
 from llm_unlearn.evaluation.sets import EvalSet
 
@@ -85,9 +85,9 @@ def run_passes(
             norms = iter(gradient_norms(model, members, progress=progress))
             for name in _MEMBERS:
                 records[name]["gradnorm"] = [next(norms) for _ in questions[name]]
-        except ValueError as error:
-            # A layer whose gradient it does not know; nothing else depends on it.
-            reasons["gradnorm"] = str(error).removeprefix("gradnorm is not measured: ")
+        except UnknownGradient as error:
+            # Nothing else depends on it.
+            reasons["gradnorm"] = error.reason
     if judge and "forget" in records:
         records["forget"]["text_nll"] = _judged(judge, tokenizer, records["forget"]["texts"], progress)
     return records, reasons

@@ -82,11 +82,11 @@ class EvalReport:
             if other is not None:
                 require_same_rows(after.items, other.items, name)
                 require_same_scoring(after.provenance, other.provenance, name)
-        sources = {
-            "before": _records_of(before, after, before, reference, NO_BEFORE),
-            "reference": _records_of(reference, after, before, reference, NO_REFERENCE),
-        }
         metrics = {**after.metrics, **summaries(after, before, reference)}
+        sources = {
+            "before": _records_of(before, metrics, before, reference, NO_BEFORE),
+            "reference": _records_of(reference, metrics, before, reference, NO_REFERENCE),
+        }
 
         def with_targets(records: Mapping[str, MetricRecord]) -> dict[str, MetricRecord]:
             return {name: dataclasses.replace(record, target=target(name)) for name, record in records.items()}
@@ -304,19 +304,22 @@ def versions() -> dict[str, str]:
 
 
 def _records_of(
-    report: EvalReport | None, after: EvalReport, before: EvalReport | None, reference: EvalReport | None, reason: str
+    report: EvalReport | None,
+    shapes: Mapping[str, MetricRecord],
+    before: EvalReport | None,
+    reference: EvalReport | None,
+    reason: str,
 ) -> dict[str, MetricRecord]:
-    """The records of another report under the names of `after`; where there is none, why."""
-    names = {**after.metrics, **summaries(after)} if report is None else after.metrics
+    """The records of another report under the names of `shapes`; where there is none, why."""
     own = {} if report is None else {**report.metrics, **summaries(report, before, reference)}
     records = {}
-    for name in {**names, **{name: None for name in own if "/" not in name}}:
-        shape = own.get(name) or names[name]
+    for name, shape in shapes.items():
         missing = (
             reason if report is None else f"not measured: that report has no {name}; make it again with `--eval full`"
         )
-        unmeasured = dataclasses.replace(shape, value=None, ci95=None, n=0, not_measured=missing, details=None)
-        records[name] = own.get(name, unmeasured)
+        records[name] = own.get(name) or dataclasses.replace(
+            shape, value=None, ci95=None, n=0, not_measured=missing, details=None
+        )
     return records
 
 

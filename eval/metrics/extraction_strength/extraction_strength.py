@@ -2,9 +2,8 @@
 
 import datasets
 import evaluate
-import numpy as np
 
-from llm_unlearn.evaluation.metrics.memorization import extraction_strength
+from llm_unlearn.evaluation.metrics.memorization import extraction_strength, hits_of
 from llm_unlearn.suggest import unknown
 
 _VARIANTS = {
@@ -55,11 +54,5 @@ class ExtractionStrength(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
-        for row, (predicted, true) in enumerate(zip(predictions, references, strict=True)):
-            if len(predicted) != len(true):
-                raise ValueError(
-                    f"Item {row} has {len(predicted)} predictions for {len(true)} reference tokens: give the most "
-                    "probable token at every answer position, under teacher forcing."
-                )
-        hits = [np.equal(predicted, true) for predicted, true in zip(predictions, references, strict=True)]
+        hits = hits_of(predictions, references)
         return {"extraction_strength": float(extraction_strength(hits, **_VARIANTS[self.variant]).mean())}

@@ -24,6 +24,25 @@ def counted_labels(items: Sequence[np.ndarray], drop_last: bool) -> list[np.ndar
     return [item[: max(len(item) - drop_last, 1)] for item in items]
 
 
+def hits_of(predictions: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> list[Bool[np.ndarray, " _"]]:
+    """Where the most probable token is the label, per item.
+
+    Args:
+        predictions: the most probable token at every answer position, under teacher forcing.
+        labels: the answer tokens.
+
+    Raises:
+        ValueError: an item has fewer or more predictions than labels.
+    """
+    for row, (predicted, true) in enumerate(zip(predictions, labels, strict=True)):
+        if len(predicted) != len(true):
+            raise ValueError(
+                f"Item {row} has {len(predicted)} predictions for {len(true)} reference tokens: give the most probable "
+                "token at every answer position, under teacher forcing."
+            )
+    return [np.equal(predicted, true) for predicted, true in zip(predictions, labels, strict=True)]
+
+
 def exact_memorization(hits: Hits, drop_last: bool = False) -> Float[np.ndarray, " n"]:
     """``EM_i = 1/T sum_t hit_t``, the share of answer tokens that greedy decoding would choose, in [0, 1].
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
+from llm_unlearn.evaluation.outputs.sharding import without_peft
 from llm_unlearn.forward import only_positions
 
 # Leaving the batch costs a copy of the cache, so rows leave together once they are this share of it.
@@ -60,8 +61,7 @@ def new_cache() -> Cache:
 
 def cache_tokens(model: nn.Module) -> int:
     """Tokens whose keys and values take 128 MB on a CPU and 2 GB elsewhere; at least 1024."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config, weight = plain.config.get_text_config(), model.get_input_embeddings().weight
+    config, weight = without_peft(model).config.get_text_config(), model.get_input_embeddings().weight
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * heads * width * weight.element_size()
@@ -178,8 +178,7 @@ def _done(ids: list[int], cap: int, ends: set[int]) -> bool:
 
 
 def _forward(model: nn.Module, input_ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Cache) -> Tensor:
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     # Models that read positions off the attention mask (BLOOM) take none.
-    takes = "position_ids" in inspect.signature(plain.forward).parameters
+    takes = "position_ids" in inspect.signature(without_peft(model).forward).parameters
     positions = {"position_ids": position_ids} if takes else {}
     return model(input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **positions).logits

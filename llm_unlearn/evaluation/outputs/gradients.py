@@ -32,6 +32,18 @@ from llm_unlearn.functional import IGNORE_INDEX, answer_mask
 _TOKEN_BUDGET = {"cpu": 256, "other": 2048}
 
 
+class UnknownGradient(ValueError):
+    """The model has a layer whose gradient cannot be had without gradients of weights.
+
+    Attributes:
+        reason: which, and why.
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(f"gradnorm is not measured: {reason}")
+        self.reason = reason
+
+
 def gradient_norms(
     model: nn.Module,
     questions: Sequence[Branches],
@@ -133,8 +145,8 @@ def _is_norm(layer: nn.Module) -> bool:
     return vectors and not list(layer.children())
 
 
-def _not_measured(layer: nn.Module, reason: str) -> ValueError:
-    return ValueError(f"gradnorm is not measured: a layer of type {type(layer).__name__} {reason}.")
+def _not_measured(layer: nn.Module, reason: str) -> UnknownGradient:
+    return UnknownGradient(f"a layer of type {type(layer).__name__} {reason}.")
 
 
 def _norms_of_batch(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from llm_unlearn.evaluation.outputs.decoding import new_cache
-from llm_unlearn.evaluation.outputs.sharding import device_of, evaluating, form_batches, run_sharded
+from llm_unlearn.evaluation.outputs.sharding import device_of, evaluating, form_batches, run_sharded, without_peft
 from llm_unlearn.evaluation.outputs.trees import Batch, Branches, common_prefix
 from llm_unlearn.forward import only_positions
 from llm_unlearn.functional import token_moments
@@ -213,7 +213,7 @@ def _js_bits(log_p: Float[Tensor, "n vocab"], q: Float[Tensor, " vocab"]) -> Flo
 
 def _takes_trees(model: nn.Module) -> bool:
     """Whether the model takes masks and positions of the caller's, and the usual cache."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = without_peft(model)
     return (
         plain.config._attn_implementation in ("sdpa", "eager")
         and "position_ids" in inspect.signature(plain.forward).parameters
@@ -223,9 +223,8 @@ def _takes_trees(model: nn.Module) -> bool:
 
 def _follows_trees(model: nn.Module, questions: Sequence[Branches], prefix: _Prefix, device: torch.device) -> bool:
     """Whether `model` scores the branches of a tree as it scores them apart, tried on the question with most tokens."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     # A mask given whole replaces a model's own window, which then must be wider than any path through a tree.
-    window = getattr(plain.config.get_text_config(), "sliding_window", None)
+    window = getattr(without_peft(model).config.get_text_config(), "sliding_window", None)
     if window and window < max(max(question.tree.depths) + 1 for question in questions):
         return False
     tree = max(questions, key=lambda question: question.n_tokens)

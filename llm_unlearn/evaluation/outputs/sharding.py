@@ -15,8 +15,10 @@ from typing import TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import extract_model_from_parallel, gather_object, parse_flag_from_env
+from peft import PeftModel
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 Result = TypeVar("Result")
 
@@ -105,6 +107,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def without_peft(model: nn.Module) -> PreTrainedModel:
+    """The model of `transformers` inside an unwrapped model, adapters in its layers included."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def device_of(model: nn.Module) -> torch.device:
