@@ -3,7 +3,10 @@
 import pytest
 import torch
 from runs import assert_equal, make_trainer, trained_weights
+from safetensors.torch import load_file
 from tiny import tiny_rows, tiny_tokenizer
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from llm_unlearn.data.tokenization import ExampleTokenizer
 from llm_unlearn.evaluation.callback import BEST_NAME, EvaluationCallback
@@ -162,3 +165,89 @@ def test_collapsed_evaluations_wear_patience_out(tmp_path, monkeypatch):
     assert callback.history == [(3, 0.5), (6, None), (9, None)]
     assert trainer.state.global_step == 9
     assert callback.best_step == 3
+
+
+class Killed(Exception):
+    """The end of a process."""
+
+
+class KillAt(TrainerCallback):
+    """Ends the run at an event of a step, before the evaluation that this event brings."""
+
+    def __init__(self, event, step):
+        self.step = step
+        setattr(self, event, self._kill)
+
+    def _kill(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise Killed
+
+
+def killed_and_resumed(folder, event, step, make_callback, first=(), then=(), **options):
+    """A run killed at an event of a step, which left a checkpoint there, and resumed from it; trainer and callback."""
+    options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1} | options
+    callback = make_callback(*first)
+    with pytest.raises(Killed):
+        run(folder, callback, callbacks=[KillAt(event, step)], **options).train()
+    assert get_last_checkpoint(folder).endswith(f"checkpoint-{step}")
+    callback = make_callback(*then)
+    trainer = run(folder, callback, **options)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
+    return trainer, callback
+
+
+@pytest.mark.parametrize("objective", [None, "retain/exact_memorization"])
+@pytest.mark.parametrize(
+    ("every", "event", "step"),
+    [
+        # Between the checkpoint of an epoch's last step and the evaluation of the epoch; then after that evaluation,
+        # of which the checkpoint does not know.
+        *((None, "on_epoch_end", step) for step in (3, 6, 9, 12)),
+        (None, "on_epoch_begin", 6),
+        (None, "on_step_begin", 7),
+        # An evaluation every N steps comes before the checkpoint of its step, which therefore knows of it.
+        (3, "on_epoch_end", 6),
+        (2, "on_step_begin", 4),
+    ],
+)
+def test_a_run_killed_after_a_checkpoint_misses_and_repeats_no_evaluation(every, event, step, objective, tmp_path):
+    steps = {"learning_rate": 0.1, "max_retain_loss": 1e9}
+    expected = EvaluationCallback(evaluator(), every, objective)
+    whole = run(tmp_path / "whole", expected, **steps)
+    whole.train()
+    resumed, callback = killed_and_resumed(
+        tmp_path / "killed", event, step, lambda: EvaluationCallback(evaluator(), every, objective), **steps
+    )
+    assert callback.history == expected.history
+    assert [line["step"] for line in evaluations(resumed)] == list(range(every or 3, 13, every or 3))
+    for ours, theirs in zip(evaluations(resumed), evaluations(whole), strict=True):
+        assert ours == pytest.approx(theirs)
+    assert_equal(trained_weights(resumed.model), trained_weights(whole.model))
+    if objective:
+        best, theirs = (load_file(tmp_path / name / BEST_NAME) for name in ("killed", "whole"))
+        assert_equal(best, theirs)
+        assert_equal(best, trained_weights(resumed.model))
+
+
+@pytest.mark.parametrize(
+    ("event", "known", "left"),
+    [
+        # Before the evaluation that patience has been waiting for, and after it: the checkpoint of the epoch's end.
+        ("on_epoch_end", [0.5, 0.7, 0.6], [0.7]),
+        ("on_train_end", [0.5, 0.7, 0.6, 0.7], []),
+    ],
+)
+def test_a_resumed_run_has_no_more_patience_than_the_first(event, known, left, tmp_path, monkeypatch):
+    def make_callback(*values):
+        callback = EvaluationCallback(evaluator(), objective="retain/probability", patience=2)
+        script(callback, values, monkeypatch)
+        return callback
+
+    seen = snapshots(monkeypatch)
+    trainer, callback = killed_and_resumed(
+        tmp_path, event, 12, make_callback, known, left, num_train_epochs=6,
+        save_strategy="epoch" if event == "on_train_end" else "steps",
+    )  # fmt: skip
+    assert callback.history == [(3, 0.5), (6, 0.7), (9, 0.6), (12, 0.7)]
+    assert trainer.state.global_step == 13
+    assert_equal(trained_weights(trainer.model), seen[6])

@@ -122,6 +122,15 @@ def test_what_differs_without_forbidding_a_table_is_said(runs):
     assert "The runs differ in tier. near: full; quick: quick." in comparison.notes
     assert any("different numbers of items: retain/rouge_l_recall." in note for note in comparison.notes)
     assert row_of(comparison, "retain/rouge_l_recall").counts == [40, 20]
+    rules = {"near": "greedy, at most 200 new tokens", "quick": "greedy, at most 60 new tokens"}
+    limited = {
+        name: replace(runs["near"], provenance={**runs["near"].provenance, "generation": rule})
+        for name, rule in rules.items()
+    }
+    assert (
+        "The runs differ in generation. near: greedy, at most 200 new tokens; quick: greedy, at most 60 new tokens. "
+        "Texts were cut at different lengths."
+    ) in compare(limited).notes
     alone = compare({"near": runs["near"], "alone": without_reference(runs["timid"])})
     assert any("do not share their retain models" in note for note in alone.notes)
     assert row_of(alone, "forget_quality").records[1].value is None

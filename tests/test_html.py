@@ -123,6 +123,20 @@ def test_what_data_and_models_say_is_text(report):
     assert drawings(text)
 
 
+def test_a_reference_made_in_another_way_is_said_in_the_summary(report, text):
+    assert not Page(text).of_class("notes")
+    others = {
+        "before": {"tier": "full", "precision": "float32"},
+        "reference": {"tier": ATTACK, "precision": "bfloat16"},
+    }
+    page = Page(html.page(replace(report, provenance={**report.provenance, **others})))
+    summary = page.text().split("Plots", 2)[1]
+    assert len(page.of_class("notes")) == 1
+    for key, values in (("tier", ("full", "full", ATTACK)), ("precision", ("float32", "float32", "bfloat16"))):
+        told = "this model: {}; before: {}; retain model: {}.".format(*values)
+        assert f"This evaluation and those beside it differ in {key}. {told}" in summary
+
+
 def test_every_item_has_its_answers_and_numbers(report, text):
     page = Page(text)
     rows = page.of_class("item")

@@ -126,6 +126,33 @@ def test_a_reference_of_a_smaller_tier_leaves_a_gap_with_a_reason(reports, token
     assert "has no retain/probability" in report.reference["retain/probability"].not_measured
 
 
+def test_a_reference_of_another_tier_is_accepted_and_the_report_says_so(reports, tokenizer, sets):
+    after, before, retain = reports
+    full = Evaluator(tokenizer, sets, "full", max_new_tokens=9, progress=False)
+    full.require_fit(after)
+    other = dataclasses.replace(retain, provenance={**retain.provenance, **full.settings})
+    tier = "This evaluation and those beside it differ in tier. this model: quick; before: quick; retain model: full."
+    generation = (
+        "This evaluation and those beside it differ in generation. "
+        "this model: greedy, at most 12 new tokens and 1.5 x the tokens of the true answer + 16; "
+        "before: greedy, at most 12 new tokens and 1.5 x the tokens of the true answer + 16; "
+        "retain model: greedy, at most 9 new tokens. Texts were cut at different lengths."
+    )
+    report = EvalReport.compare(after, before, other)
+    assert EvalReport.from_json(report.to_json()).to_markdown().count(f"- {tier}\n- {generation}\n") == 1
+    assert f"{tier}\n{generation}" in str(report.table().caption)
+    assert f"<li>{tier}</li>" in html.page(report)
+
+    # Where the retain model wrote nothing, no text of its was cut.
+    train = Evaluator(tokenizer, sets, "train", progress=False)
+    scored = dataclasses.replace(retain, provenance={**retain.provenance, **train.settings})
+    told = EvalReport.compare(after, None, scored).to_markdown()
+    assert "retain model: none." in told and "cut at different lengths" not in told
+
+    for text in (EvalReport.compare(*reports).to_markdown(), EvalReport.compare(after).to_markdown()):
+        assert "those beside it differ" not in text
+
+
 def test_a_reference_on_other_rows_is_refused(reports, tokenizer):
     other = EvalSet.of("forget", tiny_rows(12, first=80), tokenizer)
     strange = Evaluator(tokenizer, [other], "train", progress=False).evaluate(tiny_model())

@@ -26,7 +26,8 @@ class EvaluationCallback(TrainerCallback, ExportableState):
     put back when training ends, and training ends early once `patience` evaluations in a row were no better. The
     trained weights of the best evaluation are held once more, on the CPU, and written to ``best/`` in the output
     folder, so that a resumed run knows them; what was found so far goes into checkpoints. A resumed run is the
-    uninterrupted one.
+    uninterrupted one, also where it was killed between the checkpoint of an epoch's last step and the evaluation of
+    that epoch, or after patience had run out.
 
     Args:
         evaluator: what to evaluate; in the tier `train` a fraction of an epoch's time.
@@ -34,6 +35,11 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         objective: name of a metric to keep the best of, such as ``tuning_score``; None to keep the last weights.
         patience: evaluations without improvement after which to stop; None to go on to the end.
         reference: report of the retain model, for metrics that compare with it.
+
+    Attributes:
+        history: step and value of the objective of each evaluation, None where that was not measured; empty without an
+            objective.
+        evaluated_at: step of the last evaluation, with an objective or without; 0 before the first.
 
     Raises:
         ValueError: `every` or `patience` are not positive, `patience` comes without an objective, or the objective
@@ -66,6 +72,7 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         self.patience = patience
         self.reference = reference
         self.history: list[tuple[int, float | None]] = []
+        self.evaluated_at = 0
         self._best: dict[str, Tensor] | None = None
         self._trainer: Trainer | None = None
 
@@ -85,23 +92,33 @@ class EvaluationCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict:
         """Kept in checkpoints."""
-        return {"args": {}, "attributes": {"history": self.history}}
+        return {"args": {}, "attributes": {"history": self.history, "evaluated_at": self.evaluated_at}}
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+    ) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         self.history = [(int(step), value) for step, value in saved.get("history", [])]
+        self.evaluated_at = int(saved.get("evaluated_at", 0))
         self._best = _read(Path(args.output_dir) / BEST_NAME, self.best_step)
+        # The checkpoint of an epoch's last step is written before that epoch ends, and Trainer resumes from it with the
+        # next epoch: the end of this one never comes. There, and nowhere else, `epoch` is a whole number.
+        at_end_of_epoch = state.global_step > 0 and float(state.epoch).is_integer()
+        if self.every is None and at_end_of_epoch and self.evaluated_at < state.global_step:
+            self._evaluate(args, state, control, model)
+        if self._out_of_patience:
+            control.should_training_stop = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
     ) -> None:
-        if self.every is not None and state.global_step % self.every == 0:
+        if self.every is not None and state.global_step % self.every == 0 and not self._out_of_patience:
             self._evaluate(args, state, control, model)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
     ) -> None:
-        if self.every is None:
+        if self.every is None and not self._out_of_patience:
             self._evaluate(args, state, control, model)
 
     def on_train_end(
@@ -121,6 +138,7 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         report = EvalReport.compare(self.evaluator.evaluate(model), reference=self.reference)
         measured = {name: record.value for name, record in report.metrics.items() if record.value is not None}
         self._trainer.log({f"eval/{name}": value for name, value in measured.items()})
+        self.evaluated_at = state.global_step
         if self.objective is None:
             return
         self.history.append((state.global_step, measured.get(self.objective)))
@@ -130,9 +148,18 @@ class EvaluationCallback(TrainerCallback, ExportableState):
                 file = Path(args.output_dir) / BEST_NAME
                 with replace_folder(file.parent) as partial:
                     save_file(self._best, partial / file.name, metadata={"step": str(state.global_step)})
-        since = [step for step, _ in self.history if self.best_step is None or step > self.best_step]
-        if self.patience is not None and len(since) >= self.patience:
+        if self._out_of_patience:
             control.should_training_stop = True
+
+    @property
+    def _out_of_patience(self) -> bool:
+        """Whether the run is over.
+
+        One resumed in this state takes and logs one more step, because Trainer looks at its flag only after a step.
+        That step is not evaluated, and the best weights are put back over it.
+        """
+        since = [step for step, _ in self.history if self.best_step is None or step > self.best_step]
+        return self.patience is not None and len(since) >= self.patience
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

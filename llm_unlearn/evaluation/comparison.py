@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.evaluation.metrics import target_of
 from llm_unlearn.evaluation.svg import number
@@ -153,6 +153,31 @@ def shared_values(reports: Sequence[EvalReport], block: str) -> dict[str, float]
     return {name: value for name, value in values[0].items() if name in agreed and value is not None}
 
 
+def differing_settings(provenances: Mapping[str, Mapping[str, Any]], who: str) -> list[str]:
+    """In which settings evaluations differ that may stand side by side all the same; a note for each.
+
+    Args:
+        provenances: provenance of each evaluation, by the name a reader knows it by.
+        who: what they are, as the subject of a sentence.
+    """
+    notes = []
+    for key in ("tier", "generation", "precision"):
+        values = {name: provenance.get(key) for name, provenance in provenances.items()}
+        if len(set(values.values())) > 1:
+            told = "; ".join(f"{name}: {value}" for name, value in values.items())
+            notes.append(f"{who} differ in {key}. {told}.")
+            if key == "generation" and "none" not in values.values():
+                # All decode greedily, so that rules of generation differ in nothing else.
+                notes[-1] += " Texts were cut at different lengths."
+    return notes
+
+
+def settings_beside(report: EvalReport) -> list[str]:
+    """The same of the model of a report and those it stands beside: a reference may be of another tier."""
+    others = {COMMON[name]: report.provenance[name] for name in ("before", "reference") if name in report.provenance}
+    return differing_settings({"this model": report.provenance, **others}, "This evaluation and those beside it")
+
+
 def distance_from_target(name: str, record: MetricRecord) -> float | None:
     """How far a value is from its target, at least 0; None where either is unknown.
 
@@ -246,12 +271,7 @@ def _other_tokens(first: EvalReport, second: EvalReport) -> str | None:
 
 def _differences(runs: Mapping[str, EvalReport]) -> list[str]:
     """What the runs do not share although they may stand in one table."""
-    notes = []
-    for key in ("tier", "generation", "precision"):
-        values = {name: report.provenance.get(key) for name, report in runs.items()}
-        if len(set(values.values())) > 1:
-            told = "; ".join(f"{name}: {value}" for name, value in values.items())
-            notes.append(f"The runs differ in {key}. {told}.")
+    notes = differing_settings({name: report.provenance for name, report in runs.items()}, "The runs")
     for block, model in (("before", "models before unlearning"), ("reference", "retain models")):
         reports = list(runs.values())
         known = any(record.value is not None for report in reports for record in getattr(report, block).values())

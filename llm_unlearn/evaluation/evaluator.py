@@ -98,7 +98,10 @@ class Evaluator:
         }
 
     def require_fit(self, other: EvalReport, name: str = "reference") -> None:
-        """Check that a report was made on the same forget rows, in the same way; call it before a model is loaded.
+        """Check that a report was made on the same forget rows, by the same definitions.
+
+        Call it before a model is loaded. One of another tier or with another limit of answers fits; the report that
+        compares with it says so.
 
         Args:
             other: the report to compare with.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.evaluation.comparison import COMMON, distance_from_target, target_source
+from llm_unlearn.evaluation.comparison import COMMON, distance_from_target, settings_beside, target_source
 from llm_unlearn.evaluation.figures import (
     kept_parts,
     model_labels,
@@ -73,6 +73,7 @@ def page(report: EvalReport) -> str:
             labels=model_labels(report),
             facts=_facts(report.provenance),
             cards=[_card(report, name) for name in HEADLINES if value_in(report.metrics, name) is not None],
+            notes=settings_beside(report),
             unmeasured=_unmeasured(report),
             plots=[truth_ratios(report), kept_parts(report), per_item(report), plane(report)],
             sets=_by_set(report),

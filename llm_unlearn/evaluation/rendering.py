@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.evaluation.comparison import settings_beside
 from llm_unlearn.evaluation.svg import number
 
 if TYPE_CHECKING:
@@ -137,7 +138,9 @@ def _metric_rows(report: EvalReport, for_terminal: bool = False) -> list[list[st
 
 
 def _notes(report: EvalReport, shown: Collection[str] | None = None) -> list[str]:
-    """Each reason for a missing value once, with the metrics it concerns where it does not concern all.
+    """What to know beside the numbers.
+
+    Each reason for a missing value stands once, with the metrics it concerns where it does not concern all.
 
     Args:
         report: the report.
@@ -161,7 +164,7 @@ def _notes(report: EvalReport, shown: Collection[str] | None = None) -> list[str
         for set_name, of_set in report.provenance.get("curtailed", {}).items()
         for what, count in of_set.items()
     ]
-    return [*notes.values(), *counts, *curtailed]
+    return [*notes.values(), *counts, *curtailed, *settings_beside(report)]
 
 
 def _answer_rows(report: EvalReport, k: int) -> list[list[str]]:

@@ -69,6 +69,8 @@ class EvalReport:
     ) -> EvalReport:
         """Put the report of a model beside those of the model before unlearning and of the retain model.
 
+        They may be of other tiers, limits of answers or precisions; pages and tables then say so.
+
         Args:
             after: the model in question, as `Evaluator.evaluate` reports it.
             before: the model before unlearning, evaluated in the same way.
