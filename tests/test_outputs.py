@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
 from llm_unlearn.evaluation.outputs import decoding, scoring
 from llm_unlearn.evaluation.outputs.decoding import GrowingLayer
-from llm_unlearn.evaluation.outputs.generation import Answer, generate, new_token_cap
+from llm_unlearn.evaluation.outputs.generation import Answer, beam_search, generate, new_token_cap
 from llm_unlearn.evaluation.outputs.scoring import Branches, score
 from llm_unlearn.evaluation.outputs.sharding import deal, describe, form_batches
 from llm_unlearn.evaluation.sets import EvalSet
@@ -195,16 +195,16 @@ def test_the_first_token_of_plain_text_is_predicted_by_nothing():
         score(tiny_model(), [question, Branches([5], [[6], []])], name="texts")
 
 
-def plainly(model, item, tokenizer, cap):
+def plainly(model, item, tokenizer, cap, beams=1):
     """One unpadded prompt through `model.generate`."""
     prompt = torch.tensor([item.prompt_ids])
     ends = [tokenizer.tokenizer.eos_token_id, 0]
     ids = model.generate(
         input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, eos_token_id=ends, pad_token_id=0,
-        max_new_tokens=cap,
+        max_new_tokens=cap, num_beams=beams,
     )  # fmt: skip
     new = ids[0, prompt.shape[1] :].tolist()
-    return Answer(tokenizer.decode(new), new[-1] in ends)
+    return Answer(tokenizer.decode(new), new[-1] in ends, new)
 
 
 @BOTH_TEMPLATES
@@ -253,13 +253,100 @@ def test_a_layer_that_grows_in_place_holds_what_any_other_does():
         assert ours.get_seq_length() == theirs.get_seq_length()
 
 
+CAPS = [1, 2, 12, 7, 12, 7, 12, 12, 2, 7, 12, 12, 12]
+
+
+@BOTH_TEMPLATES
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_beams_are_those_of_model_generate_one_prompt_at_a_time(architecture, tokenizer, items):
+    model = decided_model(architecture)
+    answers = beam_search(model, items, tokenizer, CAPS, 2, progress=False)
+    assert answers == [plainly(model, item, tokenizer, cap, beams=2) for item, cap in zip(items, CAPS, strict=True)]
+    assert answers != generate(model, items, tokenizer, CAPS, progress=False)
+
+
+@BOTH_TEMPLATES
+def test_one_beam_is_greedy(tokenizer, items):
+    model = decided_model("llama")
+    expected = generate(model, items, tokenizer, CAPS, progress=False)
+    assert beam_search(model, items, tokenizer, CAPS, 1, progress=False) == expected
+
+
+@pytest.mark.parametrize("budget", [1, 120, 10_000])
+def test_beams_do_not_depend_on_what_is_in_their_batch(budget, tokenizer, items):
+    model = decided_model("llama")
+    answers = beam_search(model, items, tokenizer, CAPS, 3, token_budget=budget, progress=False)
+    assert answers == [plainly(model, item, tokenizer, cap, beams=3) for item, cap in zip(items, CAPS, strict=True)]
+    # Other items, of other caps, among them.
+    some = beam_search(model, items[::3], tokenizer, CAPS[::3], 3, progress=False)
+    assert some == answers[::3]
+
+
+def log_p_after(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+
+
+def plain_beams(model, prompt, ends, cap, beams):
+    """Beam search as in a textbook: the best of all extensions go on, and ended ones wait for comparison by mean."""
+    going, done = [(0.0, [])], []
+    for _ in range(cap):
+        grown = [
+            (total + log_p, [*ids, token])
+            for total, ids in going
+            for token, log_p in enumerate(log_p_after(model, prompt + ids).tolist())
+        ]
+        grown.sort(reverse=True)
+        done += [(total / len(ids), ids) for total, ids in grown[:beams] if ids[-1] in ends or len(ids) == cap]
+        going = [(total, ids) for total, ids in grown if ids[-1] not in ends][:beams]
+        # Given up once the best that goes on is, as it stands, no better than as many that have ended.
+        worst = sorted(done, reverse=True)[:beams][-1][0] if len(done) >= beams else -float("inf")
+        if going[0][0] / len(going[0][1]) <= worst:
+            break
+    return max(done)[1]
+
+
+@pytest.mark.parametrize("beams", [2, 4])
+def test_beams_are_those_of_a_textbook(beams, tokenizer, items):
+    model = decided_model("llama")
+    # Ends that come up early for some: what two greedy answers hold in the third place.
+    greedy = generate(model, items[:2], tokenizer, [6] * 2, progress=False)
+    ends = [0, *(answer.ids[2] for answer in greedy)]
+    model.generation_config.eos_token_id = ends
+    answers = beam_search(model, items[:6], tokenizer, [5] * 6, beams, progress=False)
+    ends = {*ends, tokenizer.tokenizer.eos_token_id}
+    expected = [plain_beams(model, item.prompt_ids, ends, 5, beams) for item in items[:6]]
+    assert [answer.ids for answer in answers] == expected
+    assert {answer.ended for answer in answers} == {True, False}
+    assert [answer.text for answer in answers] == [
+        tokenizer.decode(ids[:-1] if ids[-1] in ends else ids) for ids in expected
+    ]
+
+
+def test_beams_for_all_tokens_find_the_best_of_all_texts(tokenizer, items):
+    model = tiny_model()
+    model.get_output_embeddings().weight.data[:2] = 0
+    model.get_output_embeddings().weight.data *= 0.3  # flatter, so that the first step misleads
+    prompts = [item.prompt_ids for item in items[:4]]
+    best = []
+    for prompt in prompts:
+        first = log_p_after(model, prompt)
+        second = torch.stack([log_p_after(model, [*prompt, token]) for token in range(120)])
+        means = (first[:, None] + second) / 2
+        means[[0, 1]] = first[[0, 1], None]  # the ends
+        best.append(divmod(int(means.argmax()), 120))
+    answers = beam_search(model, items[:4], tokenizer, [2] * 4, 120, progress=False)
+    assert [tuple(answer.ids) for answer in answers] == best
+    assert best != [tuple(answer.ids) for answer in generate(model, items[:4], tokenizer, [2] * 4, progress=False)]
+
+
 @BOTH_TEMPLATES
 def test_an_answer_ends_at_any_end_id(tokenizer, items):
     model = tiny_model()
     (answer,) = generate(model, items[:1], tokenizer, [20], progress=False)
     words = answer.text.split()
     stop = tokenizer.tokenizer.convert_tokens_to_ids(words[3])
-    expected = [Answer(" ".join(words[: words.index(words[3])]), True)]
+    expected = [Answer(" ".join(words[: words.index(words[3])]), True, answer.ids[: answer.ids.index(stop) + 1])]
 
     model.generation_config.eos_token_id = [0, stop]
     assert generate(model, items[:1], tokenizer, [20], progress=False) == expected
@@ -282,6 +369,18 @@ def test_the_generation_config_of_a_model_does_not_change_the_measurement(tokeni
     assert generate(model, items, tokenizer, [20] * 13, progress=False) == expected
 
 
+def test_the_generation_config_of_a_model_does_not_change_beams_either(tokenizer, items):
+    model = tiny_model()
+    expected = beam_search(model, items, tokenizer, [6] * 13, 2, progress=False)
+    config = model.generation_config
+    config.do_sample, config.temperature, config.length_penalty, config.early_stopping = True, 2.0, -3.0, True
+    config.repetition_penalty, config.no_repeat_ngram_size, config.max_length = 5.0, 1, 300
+    # None is what an own config cannot set these to: transformers would fill it in from here.
+    config.bad_words_ids, config.suppress_tokens = [[token] for token in range(20, 60)], list(range(60, 90))
+    assert beam_search(model, items, tokenizer, [6] * 13, 2, progress=False) == expected
+    assert model.generation_config is config
+
+
 def test_a_fresh_adapter_changes_nothing(tokenizer, items, questions):
     model = tiny_model()
     expected = score(model, questions, progress=False), generate(model, items, tokenizer, [9] * 13, progress=False)
@@ -290,6 +389,21 @@ def test_a_fresh_adapter_changes_nothing(tokenizer, items, questions):
         for own, same in zip(one, other, strict=True):
             np.testing.assert_array_equal(own.logprobs, same.logprobs)
     assert generate(adapted, items, tokenizer, [9] * 13, progress=False) == expected[1]
+
+
+def test_beams_of_an_adapted_model(tokenizer, items):
+    model = tiny_model()
+    expected = beam_search(model, items, tokenizer, [6] * 13, 2, progress=False)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert beam_search(adapted, items, tokenizer, [6] * 13, 2, progress=False) == expected
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    changed = beam_search(adapted, items, tokenizer, [6] * 13, 2, progress=False)
+    assert changed != expected
+    assert changed[0] == plainly(adapted.get_base_model(), items[0], tokenizer, 6, beams=2)
+    with adapted.disable_adapter():
+        assert beam_search(adapted, items, tokenizer, [6] * 13, 2, progress=False) == expected
 
 
 def test_every_module_returns_to_its_mode_and_dropout_stays_off(tokenizer, items, questions):
@@ -302,6 +416,7 @@ def test_every_module_returns_to_its_mode_and_dropout_stays_off(tokenizer, items
 
     in_between = score(model, questions, progress=False)
     generate(model, items, tokenizer, [5] * 13, progress=False)
+    beam_search(model, items, tokenizer, [5] * 13, 2, progress=False)
 
     np.testing.assert_array_equal(in_between[0][1].logprobs, expected[0][1].logprobs)
     assert [module.training for module in model.modules()] == modes
@@ -315,6 +430,7 @@ def test_modes_return_after_an_exception(tokenizer, items, questions):
     for run in (
         lambda: score(model, questions, progress=False),
         lambda: generate(model, items, tokenizer, [5] * 13, progress=False),
+        lambda: beam_search(model, items, tokenizer, [5] * 13, 2, progress=False),
     ):
         with pytest.raises(RuntimeError, match="out of memory"):
             run()
@@ -331,12 +447,15 @@ def test_bars_are_named_and_can_be_switched_off(tokenizer, items, questions, cap
     assert "answering questions" in shown
     score(model, questions, progress=False)
     generate(model, items, tokenizer, [2] * 13, progress=False)
+    beam_search(model, items, tokenizer, [2] * 13, 2, progress=False)
     assert capsys.readouterr() == ("", "")
 
 
 def test_plain_text_cannot_be_answered(tokenizer):
     with pytest.raises(ValueError, match="Row 7 of retain is plain text"):
         generate(tiny_model(), [TokenizedItem(7, [5, 6, 0], prompt_length=0)], tokenizer, [5], name="retain")
+    with pytest.raises(ValueError, match="Row 7 of retain is plain text"):
+        beam_search(tiny_model(), [TokenizedItem(7, [5, 6, 0], prompt_length=0)], tokenizer, [5], 2, name="retain")
 
 
 def test_batches_hold_similar_lengths_within_the_budget():

@@ -1,15 +1,17 @@
-"""The generation pass: what a model answers by itself, greedily."""
+"""The generation pass: what a model answers by itself, greedily or by beam search."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
 
 from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
-from llm_unlearn.evaluation.outputs.decoding import cache_tokens, decode, end_ids_of, read_prompts
-from llm_unlearn.evaluation.outputs.sharding import evaluating, form_batches, run_sharded
+from llm_unlearn.evaluation.outputs.decoding import cache_tokens, decode, end_ids_of, pad_left, read_prompts
+from llm_unlearn.evaluation.outputs.sharding import device_of, evaluating, form_batches, run_sharded, without_peft
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,12 @@ class Answer:
     Attributes:
         text: without prompt, special tokens and outer white space.
         ended: whether it stopped by itself, rather than being cut.
+        ids: its tokens as generated, the end token included where one came.
     """
 
     text: str
     ended: bool
+    ids: list[int]
 
 
 def generate(
@@ -61,12 +65,7 @@ def generate(
     Raises:
         ValueError: an item has no prompt.
     """
-    for item in items:
-        if item.prompt_length == 0:
-            raise ValueError(
-                f"Row {item.index} of {name} is plain text without a prompt to answer: give it a question, or only "
-                "score it with `--eval train`."
-            )
+    _require_prompts(items, name)
     unwrapped = extract_model_from_parallel(model)
     end_ids = end_ids_of(unwrapped, items, tokenizer)
 
@@ -92,7 +91,71 @@ def generate(
         written = run_sharded(run, batches, costs, f"answering {name}", progress)
     ids_of = {i: starts[i] + ids for i, ids in zip(asked, written, strict=True)}
     answers = [ids_of.get(i, start) for i, start in enumerate(starts)]
-    return [Answer(tokenizer.decode(ids[:-1] if ids[-1] in end_ids else ids), ids[-1] in end_ids) for ids in answers]
+    return [_answer(ids, tokenizer, end_ids) for ids in answers]
+
+
+def beam_search(
+    model: nn.Module,
+    items: Sequence[TokenizedItem],
+    tokenizer: ExampleTokenizer,
+    caps: Sequence[int],
+    beams: int,
+    *,
+    token_budget: int | None = None,
+    name: str = "items",
+    progress: bool = True,
+) -> list[Answer]:
+    """Answer the prompts of `items` by the beam search of transformers; up to rounding, as if each were alone.
+
+    The answer is the found one with the highest mean log-probability per token. Nothing of a model's own generation
+    config but its end tokens has a say; ends are those of `generate`. Since the cap decides when the search gives up,
+    only items of the same cap share a batch: the fewer different caps, the faster.
+
+    Args:
+        model: a causal language model, wrapped by PEFT or DDP or neither; in eval mode meanwhile.
+        items: tokenised items; of their answers nothing is read.
+        tokenizer: the tokenizer they were made with.
+        caps: per item the longest answer in tokens, the end token included.
+        beams: texts that are followed at the same time; 1 is `generate`, only slower.
+        token_budget: tokens of a batch over all beams, prompts, padding and new tokens together. Defaults to what
+            `cache_tokens` gives.
+        name: what the progress bar calls the items.
+        progress: whether the main process shows a bar.
+
+    Returns:
+        One answer per item, in the order of `items`, the same on every process.
+
+    Raises:
+        ValueError: an item has no prompt.
+    """
+    _require_prompts(items, name)
+    unwrapped = extract_model_from_parallel(model)
+    bare, device = without_peft(unwrapped), device_of(unwrapped)
+    end_ids = end_ids_of(unwrapped, items, tokenizer)
+
+    def run(batch: list[int]) -> list[list[int]]:
+        input_ids, mask = pad_left([items[position].prompt_ids for position in batch], end_ids[0])
+        config = GenerationConfig(
+            max_new_tokens=caps[batch[0]],
+            num_beams=beams,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=end_ids,
+            pad_token_id=end_ids[0],
+        )
+        whole = bare.generate(input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config)
+        return [_until_end(ids, end_ids) for ids in whole[:, input_ids.shape[1] :].tolist()]
+
+    budget = (token_budget or cache_tokens(unwrapped)) // beams
+    batches: list[list[int]] = []
+    for cap in sorted(set(caps), reverse=True):
+        rows = [row for row, own in enumerate(caps) if own == cap]
+        shapes = [(items[row].prompt_length, cap) for row in rows]
+        batches += [[rows[position] for position in batch] for batch in form_batches(shapes, budget)]
+    costs = [caps[batch[0]] for batch in batches]
+    with evaluating(unwrapped), _blank_generation_config(bare):
+        written = run_sharded(run, batches, costs, f"answering {name}", progress)
+    return [_answer(ids, tokenizer, end_ids) for ids in written]
 
 
 def new_token_cap(reference_tokens: int, max_new_tokens: int) -> int:
@@ -107,3 +170,28 @@ def _until_end(ids: list[int], end_ids: list[int]) -> list[int]:
     """Up to the first end token, that included."""
     ends = [place for place, token in enumerate(ids) if token in end_ids]
     return ids[: ends[0] + 1] if ends else ids
+
+
+def _answer(ids: list[int], tokenizer: ExampleTokenizer, end_ids: list[int]) -> Answer:
+    ended = ids[-1] in end_ids
+    return Answer(tokenizer.decode(ids[:-1] if ended else ids), ended, ids)
+
+
+def _require_prompts(items: Sequence[TokenizedItem], name: str) -> None:
+    for item in items:
+        if item.prompt_length == 0:
+            raise ValueError(
+                f"Row {item.index} of {name} is plain text without a prompt to answer: give it a question, or only "
+                "score it with `--eval train`."
+            )
+
+
+@contextmanager
+def _blank_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's own generation config: `generate` fills what its argument leaves open from there."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
