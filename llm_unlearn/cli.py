@@ -98,6 +98,14 @@ def evaluate(context: typer.Context, num_processes: _NumProcesses = 1) -> None:
     _start(eval_dir() / "tofu.py", context.args, num_processes)
 
 
+@app.command(context_settings=_PASS_THROUGH)
+def pairs(context: typer.Context) -> None:
+    """Show which rows are most like the rows to forget (`llm-unlearn pairs --help`); nothing is trained."""
+    from llm_unlearn.pairs import main
+
+    main(context.args)
+
+
 def _start(script: Path, arguments: list[str], num_processes: int) -> None:
     from llm_unlearn.launch import launch_command
 

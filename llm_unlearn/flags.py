@@ -106,3 +106,89 @@ class TrainingEvaluationFlags:
     def steps_between_evaluations(self) -> int | None:
         """`eval_every` as a number; None for every epoch."""
         return None if self.eval_every == "epoch" else int(self.eval_every)
+
+
+@dataclass
+class PairingFlags:
+    """Which row to keep stands beside a row to forget, and how the nearest one is found."""
+
+    pairing: Literal["random", "nearest"] = field(
+        default="random",
+        metadata={"help": "Retain row beside a forget row: drawn anew each epoch, or the nearest of the pool (ICU)."},
+    )
+    pair_pool: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where neighbours are searched: hub id, folder or file of rows, or `self` for texts sampled from "
+            "the model itself. Unset: the retain split."
+        },
+    )
+    pair_pool_split: str | None = field(
+        default=None,
+        metadata={"help": "Split of the pool; rows as in train[0:5000]. Unset: the only one, or the retain split."},
+    )
+    pair_encoder: str = field(
+        default="tfidf",
+        metadata={
+            "help": "What makes texts alike: tfidf or bm25 (words), model (hidden states of the model), or the name or "
+            "path of a sentence-transformers model."
+        },
+    )
+    pair_k: int = field(default=10, metadata={"help": "Nearest texts of the pool that are looked at (10: ICU's code)."})
+    pair_rank: int = field(
+        default=0, metadata={"help": "Neighbours that are passed over, nearest first (0: ICU's code)."}
+    )
+    pair_rotate: bool = field(
+        default=False,
+        metadata={"help": "Epoch e meets neighbour e modulo --pair_k, instead of always the same (ICU's code)."},
+    )
+    pair_max_overlap: int | None = field(
+        default=None,
+        metadata={
+            "help": "Leave out neighbours that share so many tokens on end with their forget row, or 10 (so many, if "
+            "that is more) with any. Unset: none, as ICU's code."
+        },
+    )
+    pair_index: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the encoded pool: read if it is there, else written. Not for tfidf and bm25."},
+    )
+    pair_search: Literal["exact", "faiss"] = field(
+        default="exact",
+        metadata={
+            "help": "Search in bounded memory, or by faiss, which holds the encoded pool. Not for tfidf and bm25."
+        },
+    )
+    pair_text_slice: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "Which tokens of plain texts are compared: start and stop (100 200: ICU's code). Unset: all."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pair_rank < self.pair_k:
+            raise ValueError(
+                f"`--pair_rank` is {self.pair_rank} and `--pair_k` {self.pair_k}: give at least one neighbour to look "
+                "at, and a rank from 0 to one less than their number."
+            )
+        if self.pair_max_overlap is not None and self.pair_max_overlap < 1:
+            raise ValueError(
+                f"`--pair_max_overlap` is {self.pair_max_overlap}, and any text shares that: give at least 1 token, or "
+                "leave it out to take near-duplicates too."
+            )
+        cut = self.pair_text_slice
+        if cut and not (len(cut) == 2 and 0 <= cut[0] < cut[1]):
+            raise ValueError(
+                f"`--pair_text_slice` is {cut}: give two numbers of tokens, start and stop, such as 100 200."
+            )
+        if self.pair_encoder in ("tfidf", "bm25") and (self.pair_index or self.pair_search == "faiss"):
+            raise ValueError(
+                f"`--pair_index` and `--pair_search faiss` are for dense encodings, and those of {self.pair_encoder} "
+                "are sparse: drop them, or give another `--pair_encoder`."
+            )
+
+    @property
+    def text_slice(self) -> tuple[int, int] | None:
+        """`pair_text_slice` as a pair of bounds; None for the whole text."""
+        return (self.pair_text_slice[0], self.pair_text_slice[1]) if self.pair_text_slice else None
