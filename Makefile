@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 demo: $(VENV)/.installed-recipes  ## install what recipes need, then run the main job on the embedded default
 	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		recipes/npo.py --output_dir out/demo --overwrite
+		recipes/icu.py --output_dir out/demo --overwrite
 
 test: $(VENV)/.installed-dev quality  ## install with the developers' tools, then lint and run the whole suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

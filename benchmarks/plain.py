@@ -6,6 +6,7 @@ toolkit; only the batches are the toolkit's.
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ def forget_loss(
     """The forget term of `method` for each sequence."""
     forget = batch["forget"]
     logps = label_logps(policy, forget)
-    if method in ("grad_ascent", "grad_diff"):
+    if method in ("grad_ascent", "grad_diff", "icu"):
         return -torch.minimum(-answer_mean(logps, forget), torch.tensor(cap))
     if method == "simnpo":
         return -2 / beta * F.logsigmoid(beta * (-answer_mean(logps, forget) - delta))
@@ -82,8 +83,7 @@ def loss(
     batch: dict[str, Half],
     *,
     forget_coef: float = 1.0,
-    retain_coef: float = 1.0,
-    retain_kind: str = "nll",
+    retain: Mapping[str, float],
     beta: float = 0.1,
     delta: float = 0.0,
     cap: float = float("inf"),
@@ -95,12 +95,14 @@ def loss(
         policy: the model in training.
         reference: a `frozen_copy` from before training.
         batch: halves `forget`, and `retain` and `alternate` where the method has them.
-        forget_coef, retain_coef: weights of the two terms; the retain term is computed where the batch has one.
-        retain_kind: "nll" or "kl".
+        forget_coef: weight of the forget term.
+        retain: weight of each retain term, "nll" and "kl"; computed where the batch has a retain half.
         beta, delta, cap: parameters of those methods that have them.
     """
     weight = batch["forget"]["weight"]
     total = forget_coef * (forget_loss(method, policy, reference, batch, beta, delta, cap) * weight).mean()
     if "retain" in batch:
-        total = total + retain_coef * (retain_loss(retain_kind, policy, reference, batch["retain"]) * weight).mean()
+        for kind, coef in retain.items():
+            per_row = retain_loss(kind, policy, reference, batch["retain"])
+            total = total + coef * (per_row * batch["retain"]["weight"]).mean()
     return total

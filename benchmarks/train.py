@@ -156,7 +156,7 @@ def run_plain(lora, config, model, tokenizer, forget, retain) -> dict:
     stamps = [time.perf_counter()]
     for step in planned_steps(sampler, config.max_steps):
         batch = collate([dataset[pair] for pair in step])
-        loss("npo", policy, reference, batch, beta=config.beta).backward()
+        loss("npo", policy, reference, batch, retain={"nll": 1.0}, beta=config.beta).backward()
         torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

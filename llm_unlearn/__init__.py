@@ -25,6 +25,8 @@ _PUBLIC = {
     "NPOTrainer": "methods.npo",
     "SimNPOConfig": "methods.simnpo",
     "SimNPOTrainer": "methods.simnpo",
+    "ICUConfig": "methods.icu",
+    "ICUTrainer": "methods.icu",
     "IdkDPOConfig": "methods.idk_dpo",
     "IdkDPOTrainer": "methods.idk_dpo",
     "load_model": "models",
@@ -32,6 +34,8 @@ _PUBLIC = {
     "lora_config": "adapters",
     "save_adapter": "adapters",
     "merge_adapter": "adapters",
+    "IterativeRefinement": "refinement.callback",
+    "RefinementPlan": "refinement.plan",
     "Evaluator": "evaluation.evaluator",
     "EvalReport": "evaluation.report",
 }

@@ -7,11 +7,12 @@ from typing import ClassVar, Literal
 from transformers import TrainingArguments
 
 from llm_unlearn.data.tokenization import DEFAULT_SYSTEM_PROMPT
+from llm_unlearn.refinement.config import RefinementConfig
 
 
 @dataclass
-class UnlearningConfig(TrainingArguments):
-    """Arguments of an unlearning run.
+class UnlearningConfig(RefinementConfig, TrainingArguments):
+    """Arguments of an unlearning run. Those of iterative refinement are in `RefinementConfig`.
 
     The total loss is ``forget_coef * L_forget + retain_coef * L_retain`` (gamma and alpha in papers and peers); the
     method supplies L_forget, `retain_loss` names L_retain. Only what differs from `TrainingArguments` is listed.
@@ -83,6 +84,7 @@ class UnlearningConfig(TrainingArguments):
         super().__post_init__()
         # The Trainer's own push would create a repository at the start and upload every checkpoint's pickle.
         self.push_adapter, self.push_to_hub = self.push_to_hub, False
+        self.check_refinement()
         if not self.forget_coef > 0:
             raise ValueError(f"`forget_coef` is {self.forget_coef}; it must be positive, or nothing is forgotten.")
         if not self.retain_coef >= 0:
@@ -107,6 +109,11 @@ class UnlearningConfig(TrainingArguments):
                 "`restore_callback_states_from_checkpoint` must stay False: it makes callbacks anew from a checkpoint, "
                 "which the guard of a run cannot be; it reads its own state without it."
             )
+
+    @property
+    def needs_reference_logits(self) -> bool:
+        """Whether the retain term compares with the whole distributions of the model before unlearning."""
+        return bool(self.retain_coef) and self.retain_loss == "kl"
 
     def resolve_learning_rate(self, lora: bool) -> None:
         """Fill in an unset learning rate, once it is known whether adapters or full weights are trained."""

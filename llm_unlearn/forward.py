@@ -15,7 +15,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from llm_unlearn.functional import answer_mask, answer_rows, answer_targets, row_mean, row_sum, token_logps
+from llm_unlearn.functional import (
+    IGNORE_INDEX,
+    answer_mask,
+    answer_rows,
+    answer_targets,
+    row_mean,
+    row_sum,
+    token_logps,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class AnswerLogits:
 
     Attributes:
         logits: ``(n_tokens, vocab)``, in the dtype of the model.
-        targets: ``(n_tokens,)``, the answer tokens.
+        targets: ``(n_tokens,)``, the answer tokens; `IGNORE_INDEX` where a position predicts none.
         rows: ``(n_tokens,)``, the sequence each position belongs to.
         batch_size: number of sequences.
     """
@@ -33,6 +41,11 @@ class AnswerLogits:
     targets: Int[Tensor, " n_tokens"]
     rows: Int[Tensor, " n_tokens"]
     batch_size: int
+
+    def answers_only(self) -> "AnswerLogits":
+        """Of logits taken everywhere, those at the answer positions."""
+        kept = self.targets != IGNORE_INDEX
+        return AnswerLogits(self.logits[kept], self.targets[kept], self.rows[kept], self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -79,15 +92,24 @@ def only_positions(model: nn.Module, mask: Bool[Tensor, "batch tokens"]) -> Iter
         handle.remove()
 
 
-def answer_logits(model: nn.Module, unwrapped: nn.Module, batch: dict[str, Tensor]) -> AnswerLogits:
+def answer_logits(
+    model: nn.Module, unwrapped: nn.Module, batch: dict[str, Tensor], everywhere: bool = False
+) -> AnswerLogits:
     """Run `model` once over `batch` and return its logits at the answer positions.
 
     Args:
         model: the module to call, wrapped or not.
         unwrapped: the same model without wrappers, for access to its head.
         batch: ``input_ids`` and ``labels``, each ``(batch, tokens)``, right-padded.
+        everywhere: return the logits of all positions, prompt and padding included. Defaults to False.
     """
     labels = batch["labels"]
+    if everywhere:
+        logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+        targets = torch.full_like(labels, IGNORE_INDEX)
+        targets[:, :-1] = labels[:, 1:]
+        rows = torch.arange(labels.shape[0], device=labels.device).repeat_interleave(labels.shape[1])
+        return AnswerLogits(logits.flatten(0, 1), targets.flatten(), rows, labels.shape[0])
     with only_positions(unwrapped, answer_mask(labels)):
         # No attention mask: what stands to the right of a token changes nothing in a causal model, and without a mask
         # attention neither builds one nor copies keys and values for every head that shares them.

@@ -74,6 +74,17 @@ def token_kl(
     return F.kl_div(current, reference, reduction="none", log_target=True).sum(-1)
 
 
+def token_cross_entropy(
+    reference_logits: Float[Tensor, "n_tokens vocab"], logits: Float[Tensor, "n_tokens vocab"]
+) -> Float[Tensor, " n_tokens"]:
+    """``H(p_reference, p) = KL(p_reference || p) + H(p_reference)`` per answer position, in nats.
+
+    Its gradient in `logits` is that of `token_kl`; its floor is the entropy of the reference instead of 0.
+    """
+    reference = F.softmax(reference_logits.float(), dim=-1)
+    return -(reference * F.log_softmax(logits.float(), dim=-1)).sum(-1)
+
+
 def token_moments(
     logits: Float[Tensor, "n_tokens vocab"],
 ) -> tuple[Float[Tensor, " n_tokens"], Float[Tensor, " n_tokens"]]:

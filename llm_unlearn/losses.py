@@ -1,15 +1,17 @@
-"""Forget objectives as pure functions of log-probabilities, one value per sequence.
+"""Forget objectives as pure functions of log-probabilities, one value per sequence (`unlikelihood_loss`: per token).
 
 Every function takes and returns ``(batch,)`` tensors and lowers when the model forgets. `logps` are *sums* over the
 answer tokens, `mean_logps` are means over them; the reduction over sequences (weights, padding rows, accumulation) is
 the trainer's. Symbols as in the papers: S(y) the sum, l(y) = -S/T the token-mean NLL.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 PerSequence = Float[Tensor, " batch"]
+PerToken = Float[Tensor, " n_tokens"]
 
 
 def ascent_loss(mean_logps: PerSequence, cap: float | None) -> PerSequence:
@@ -40,6 +42,16 @@ def simnpo_loss(mean_logps: PerSequence, beta: float, delta: float) -> PerSequen
     Length-normalised and free of a reference. Range ``(0, inf)``.
     """
     return -(2 / beta) * F.logsigmoid(beta * (-mean_logps - delta))
+
+
+def unlikelihood_loss(token_logps: PerToken) -> PerToken:
+    """Unlikelihood, ``-log(1 - p(y_t))`` per answer token (arXiv 1908.04319); the caller averages over a sequence.
+
+    Range ``[0, inf)`` towards 0 as the token becomes unlikely. Bounded where ascent is not: a token that has become
+    unlikely has hardly any gradient left, ``-p / (1 - p)`` times that of its log-probability.
+    """
+    # A token of probability 1 has no finite loss; one rounding below it the loss is 16 nats.
+    return -torch.log(-torch.expm1(token_logps.clamp_max(-torch.finfo(token_logps.dtype).eps)))
 
 
 def dpo_loss(

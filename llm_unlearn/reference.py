@@ -138,7 +138,7 @@ def _score(trainer: "UnlearningTrainer", model: nn.Module, items: list[Tokenized
             number = round_ * args.world_size + args.process_index
             # A process without a batch repeats the first: under FSDP every forward is a collective.
             positions = batches[number] if number < len(batches) else batches[0]
-            batch = trainer._prepare_inputs(collate([items[i] for i in positions], pad_id=0))
+            batch = trainer._prepare_inputs(collate([items[i] for i in positions]))
             scores = AnswerScores.of(answer_logits(reference, trainer._unwrapped(reference), batch)).sums
             if number < len(batches):
                 sums[torch.tensor(positions, device=args.device)] = scores

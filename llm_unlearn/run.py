@@ -26,6 +26,7 @@ from llm_unlearn.adapters import (
     without_newest_adapter,
 )
 from llm_unlearn.card import model_card
+from llm_unlearn.config import UnlearningConfig
 from llm_unlearn.data.sources import list_splits, load_rows
 from llm_unlearn.data.tofu import check_disjoint, source_or_bundled
 from llm_unlearn.data.tokenization import ExampleTokenizer
@@ -38,13 +39,16 @@ from llm_unlearn.files import replace_folder, write_json
 from llm_unlearn.flags import EvaluationFlags
 from llm_unlearn.models import ADAPTER_CONFIG, identity, load_model
 from llm_unlearn.paths import data_dir
+from llm_unlearn.refinement.config import RefinementConfig
+from llm_unlearn.refinement.plan import RefinementPlan
 from llm_unlearn.requests import KnowledgeRequest
 
 if TYPE_CHECKING:
     from llm_unlearn.testbed import Testbed
     from llm_unlearn.trainer import UnlearningTrainer
 
-_RUN_FILES = ("adapter", "model", "best", "report.json", "report.md", "report.html", "log.jsonl", "request.json")
+_RUN_FILES = ("adapter", "model", "best", "report.json", "report.md", "report.html", "log.jsonl", "refinement.jsonl",
+              "request.json")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,27 @@ def make_evaluator(
     )
 
 
+def plan_refinement(
+    args: UnlearningConfig,
+    flags: EvaluationFlags,
+    data: RunData,
+    tokenizer: PreTrainedTokenizerBase,
+    bed: "Testbed | None",
+    cache: Path | None,
+) -> RefinementPlan:
+    """What the refinement of a run looks at, and against which thresholds: the retain model's, or of held-out rows.
+
+    Raises:
+        ValueError, FileNotFoundError: see `RefinementPlan.of` and `reference_report`.
+    """
+    # EL_n is in reports of the full tier alone.
+    suite = make_evaluator(tokenizer, data, args, flags.suite("full"), flags.eval_retain_rows)
+    holdout = next((eval_set.items for eval_set in suite.sets if eval_set.name == "holdout"), ())
+    tokenize = ExampleTokenizer(tokenizer, args.system_prompt, args.max_length)
+    reference = reference_report(flags, data, suite, bed, cache)
+    return RefinementPlan.of(args, tokenize.all(data.forget), tokenize, reference, holdout)
+
+
 def judge_of(model: PreTrainedModel | PeftModel, name: str, all_trained: bool = False) -> Judge | None:
     """The model before unlearning, as far as it is still there, to judge the fluency of texts.
 
@@ -248,6 +273,8 @@ def run_record(
     """
     args = trainer.args
     own = {f.name for f in fields(args)} - {f.name for f in fields(TrainingArguments)}
+    if not args.refine:
+        own -= {f.name for f in fields(RefinementConfig)} - {"refine"}
     shared = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "weight_decay",
               "gradient_accumulation_steps", "warmup_steps", "lr_scheduler_type", "max_grad_norm",
               "train_sampling_strategy")  # fmt: skip

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from llm_unlearn.adapters import TRAINED_ADAPTER, attach_adapter
 from llm_unlearn.config import UnlearningConfig
-from llm_unlearn.data.collator import DataCollatorForUnlearning
+from llm_unlearn.data.collator import DataCollatorForUnlearning, counted_rows
 from llm_unlearn.data.pairing import ForgetRetainDataset, PairSampler
 from llm_unlearn.data.sources import with_answer
-from llm_unlearn.data.tokenization import ExampleTokenizer
+from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
 from llm_unlearn.files import remove_if_cut
 from llm_unlearn.forward import AnswerLogits, AnswerScores, answer_logits, concatenate, split_rows
 from llm_unlearn.functional import row_mean, token_kl
@@ -42,10 +42,12 @@ class UnlearningTrainer(Trainer):
         forget_dataset: examples to forget, in any of the forms of `data.sources`.
         processing_class: the tokenizer of the model.
         retain_dataset: examples to keep; needed while `retain_coef` is positive, ignored at 0.
+        partners: for each forget row the positions in `retain_dataset` of the rows it meets, one per epoch in turn
+            (`data.analogues` finds them). Unset, retain rows are drawn at random.
         refusals: replacement answers, for methods that prefer one; needed by those only.
         peft_config: adapter to train, for example `LoraConfig`. Without it all weights are trained, which needs
             fp32 weights.
-        ref_model: the model before unlearning, for full fine-tuning with ``retain_loss="kl"``. Under an adapter the
+        ref_model: the model before unlearning, for full fine-tuning with a KL term. Under an adapter the
             reference is the same model with the adapter off, and log-probabilities are read once before training,
             so nothing else needs a second model.
         eval_dataset: pairs on which `evaluate()` computes the loss.
@@ -71,6 +73,7 @@ class UnlearningTrainer(Trainer):
         forget_dataset: Dataset | Sequence[dict],
         processing_class: PreTrainedTokenizerBase,
         retain_dataset: Dataset | Sequence[dict] | None = None,
+        partners: Sequence[Sequence[int]] = (),
         refusals: Sequence[str] = (),
         peft_config: PeftConfig | None = None,
         ref_model: PreTrainedModel | None = None,
@@ -100,21 +103,22 @@ class UnlearningTrainer(Trainer):
                 )
         else:
             require_fp32(model)
-            if args.retain_coef and args.retain_loss == "kl" and ref_model is None:
+            if args.needs_reference_logits and ref_model is None:
                 raise ValueError(
-                    "`retain_loss` is 'kl' and all weights are trained, so the model before unlearning must be given: "
-                    "pass `ref_model`, or train an adapter (`--use_peft`)."
+                    "The retain term is a KL and all weights are trained, so the model before unlearning must be "
+                    "given: pass `ref_model`, or train an adapter (`--use_peft`)."
                 )
         args.resolve_learning_rate(lora)
 
         tokenize = ExampleTokenizer(processing_class, args.system_prompt, args.max_length)
         train_dataset = ForgetRetainDataset(
-            tokenize.all(forget_dataset),
+            self.forget_scope(tokenize.all(forget_dataset), args),
             tokenize.all(retain_dataset) if args.retain_coef else (),
             [tokenize.all(with_answer(example, text) for text in refusals) for example in forget_dataset]
             if self.needs_alternates
             else (),
             args.forget_end_token,
+            partners if args.retain_coef else (),
         )
         super().__init__(
             model=model,
@@ -148,6 +152,26 @@ class UnlearningTrainer(Trainer):
                 `needs_alternates`, `alternate`, like `forget`, and `reference_alternate_logps`.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no `forget_loss`.")
+
+    # What a method may define otherwise.
+
+    def retain_losses(self, answers: AnswerLogits, reference_logits: Tensor | None) -> dict[str, tuple[float, Tensor]]:
+        """The parts of the retain term: by name the coefficient and the loss per retain sequence, ``(batch,)``.
+
+        Args:
+            answers: logits of the retain answers.
+            reference_logits: those of the model before unlearning, where `needs_reference_logits` is set.
+        """
+        return {"retain": (self.args.retain_coef, retain_loss(answers, reference_logits))}
+
+    @property
+    def retain_everywhere(self) -> bool:
+        """Whether the retain term reads logits at all positions; by default at answer positions only."""
+        return False
+
+    def forget_scope(self, items: list[TokenizedItem], args: UnlearningConfig) -> list[TokenizedItem]:
+        """The forget items with the line before the tokens to be forgotten; by default the answer."""
+        return items
 
     # Loss.
 
@@ -200,6 +224,7 @@ class UnlearningTrainer(Trainer):
         return [self._forget_term, self._retain_term] if "retain" in inputs else [self._forget_term]
 
     def _forget_term(self, model: nn.Module, inputs: dict[str, dict[str, Tensor]], parts: dict[str, Tensor]) -> Tensor:
+        inputs = {name: counted_rows(half) for name, half in inputs.items() if name != "retain"}
         scores = self._reference_scores(model, inputs)
         halves = {name: inputs[name] for name in ("forget", "alternate") if name in inputs}
         joined = answer_logits(model, self._unwrapped(model), concatenate(list(halves.values())))
@@ -208,18 +233,26 @@ class UnlearningTrainer(Trainer):
 
         weight = inputs["forget"]["weight"]
         loss = _weighted_mean(self.forget_loss(**current, **scores), weight)
+        parts["weight/forget"] = weight.mean()
         parts["loss/forget"] = loss.detach()
         parts["logps/forget"] = _weighted_mean(current["forget"].means.detach(), weight)
         return self.args.forget_coef * loss
 
     def _retain_term(self, model: nn.Module, inputs: dict[str, dict[str, Tensor]], parts: dict[str, Tensor]) -> Tensor:
-        half = inputs["retain"]
+        half = counted_rows(inputs["retain"])
         # Reference first: no adapter is switched between a forward that builds a graph and its backward.
-        reference = self._reference_logits(model, half) if self.args.retain_loss == "kl" else None
-        answers = answer_logits(model, self._unwrapped(model), half)
-        loss = _weighted_mean(retain_loss(answers, reference), half["weight"])
-        parts["loss/retain"] = loss.detach()
-        return self.args.retain_coef * loss
+        reference = self._reference_logits(model, half) if self.args.needs_reference_logits else None
+        answers = answer_logits(model, self._unwrapped(model), half, self.retain_everywhere)
+        losses = {
+            name: (coef, _weighted_mean(loss, half["weight"]))
+            for name, (coef, loss) in self.retain_losses(answers, reference).items()
+        }
+        total = sum(coef * loss for coef, loss in losses.values())
+        parts["weight/retain"] = half["weight"].mean()
+        parts |= {f"loss/{name}": loss.detach() for name, (_, loss) in losses.items()}
+        # In nats, whatever the parts weigh: the guard watches it.
+        parts["loss/retain"] = total.detach() / sum(coef for coef, _ in losses.values())
+        return total
 
     def prediction_step(
         self,
@@ -241,7 +274,7 @@ class UnlearningTrainer(Trainer):
 
     def _reference_logits(self, model: nn.Module, half: dict[str, Tensor]) -> Tensor:
         with torch.no_grad(), reference_model(model, self._unwrapped(model), self.ref_model) as reference:
-            return answer_logits(reference, self._unwrapped(reference), half).logits
+            return answer_logits(reference, self._unwrapped(reference), half, self.retain_everywhere).logits
 
     def _reference_scores(self, model: nn.Module, inputs: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
         if not self.needs_reference_logps:
@@ -298,13 +331,17 @@ class UnlearningTrainer(Trainer):
     def finish_step(self) -> dict[str, float]:
         """Parts of the loss of the step just computed: means over accumulation steps and processes.
 
-        Every process calls it once per optimiser step and gets the same numbers.
+        Every process calls it once per optimiser step and gets the same numbers. Where no row counted, the gradients
+        are taken away: an optimiser with momentum would move on zero ones.
         """
         names = list(self._step_parts[0])
         means = torch.stack([torch.stack([parts[name] for parts in self._step_parts]).mean() for name in names])
         means = self.accelerator.reduce(means.float(), reduction="mean")
         self._step_parts.clear()
         losses = dict(zip(names, means.tolist(), strict=True))
+        counted = [losses.pop(name) for name in names if name.startswith("weight/")]
+        if not any(counted):
+            self.model.zero_grad()
         self._logged_parts.append(losses)
         return losses
 

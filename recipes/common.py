@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from llm_unlearn.flags import DataFlags, EvaluationFlags, TrainingEvaluationFlags
+from llm_unlearn.flags import DataFlags, EvaluationFlags, PairingFlags, TrainingEvaluationFlags
 from llm_unlearn.methods import get_method
 from llm_unlearn.paths import recipes_dir
 from llm_unlearn.quiet import quiet_upstream
@@ -35,8 +35,12 @@ class DataArguments(DataFlags):
 
 
 @dataclass
-class UnlearnArguments(TrainingEvaluationFlags, EvaluationFlags, DataArguments):
-    """What to forget, what to keep, and what to measure."""
+class UnlearnArguments(TrainingEvaluationFlags, PairingFlags, EvaluationFlags, DataArguments):
+    """What to forget, what to keep, which rows stand side by side, and what to measure."""
+
+    def __post_init__(self) -> None:
+        TrainingEvaluationFlags.__post_init__(self)
+        PairingFlags.__post_init__(self)
 
 
 @dataclass
@@ -182,12 +186,12 @@ def at_a_terminal() -> Iterator[None]:
 # An unlearning run.
 
 
-def main(method_name: str) -> None:
-    """Run a method with the flags of the command line."""
+def main(method_name: str, **defaults: Any) -> None:
+    """Run a method with the flags of the command line, over `defaults`."""
     with at_a_terminal():
         config_class, _ = get_method(method_name).load()
         classes = (UnlearnArguments, config_class, ModelArguments)
-        unlearn(method_name, *parse(method_name, sys.argv[1:], *classes, testbed=True))
+        unlearn(method_name, *parse(method_name, sys.argv[1:], *classes, testbed=True, **defaults))
 
 
 def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args: ModelArguments) -> None:
@@ -197,14 +201,17 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     from trl import get_peft_config
 
     import llm_unlearn.run as run
+    from llm_unlearn.data.tokenization import ExampleTokenizer
     from llm_unlearn.evaluation.cache import evaluate_once
     from llm_unlearn.evaluation.callback import EvaluationCallback
     from llm_unlearn.evaluation.report import EvalReport
     from llm_unlearn.forecast import Forecast
     from llm_unlearn.hub import check_push, push_adapter
     from llm_unlearn.models import absolute, check_source, fingerprint, identity, load_tokenizer
+    from llm_unlearn.partners import find_partners, need_model
     from llm_unlearn.paths import cache_dir
     from llm_unlearn.progress import RunLog, show_live_losses
+    from llm_unlearn.refinement.callback import IterativeRefinement
     from llm_unlearn.requests import KnowledgeRequest
 
     main_process = args.process_index == 0
@@ -229,10 +236,12 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     if data_args.eval == "none" and data_args.metrics:
         raise ValueError("`--metrics` must be measured, but `--eval none` measures nothing: drop one of the two.")
     request = KnowledgeRequest.load(data_args.request) if data_args.request else None
+    nearest = args.retain_coef and data_args.pairing == "nearest"
     data = run.load_data(
         data_args.dataset,
         data_args.forget_split,
-        data_args.retain_split if args.retain_coef else None,
+        # A pool of its own needs no retain split beside it.
+        data_args.retain_split if args.retain_coef and not (nearest and data_args.pair_pool) else None,
         data_args.columns,
         request,
     )
@@ -240,6 +249,12 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     source = str(bed.target) if bed else model_args.model_name_or_path
     tier = data_args.eval or ("quick" if model_args.model_name_or_path else "full")
     tokenizer = load_tokenizer(source)
+    tokenize = ExampleTokenizer(tokenizer, args.system_prompt, args.max_length)
+    partners = None
+    if nearest and not need_model(data_args):
+        partners = find_partners(
+            data_args, data_args, data.forget, data_args.retain_split, tokenize, progress=main_process
+        )
     evaluator = callback = reference = None
     cache = cache_dir() / "evaluations" if data_args.eval_cache else None
     if tier != "none":
@@ -252,6 +267,7 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
         callback = EvaluationCallback(
             watcher, data_args.steps_between_evaluations, data_args.objective, data_args.patience, reference=reference
         )
+    plan = run.plan_refinement(args, data_args, data, tokenizer, bed, cache) if args.refine else None
 
     model = model_args.load(source, args.device)
     quantization = getattr(model.config, "quantization_config", None)
@@ -265,19 +281,27 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     }
     model_identity = identity(model, base["fingerprint"])
     set_seed(args.seed)
+    if nearest and partners is None:
+        partners = find_partners(
+            data_args, data_args, data.forget, data_args.retain_split, tokenize, model, args.seed, main_process
+        )
+    if partners:
+        console.print(f"Pairs: {partners.summary}")
     _, trainer_class = get_method(method_name).load()
-    needs_second_model = not model_args.use_peft and args.retain_coef and args.retain_loss == "kl"
+    needs_second_model = not model_args.use_peft and args.needs_reference_logits
     trainer = trainer_class(
         model,
         args,
         data.forget,
         tokenizer,
-        retain_dataset=data.retain,
+        retain_dataset=partners.rows if partners else data.retain,
+        partners=partners.of if partners else (),
         refusals=run.refusals() if trainer_class.needs_alternates else (),
         peft_config=get_peft_config(model_args),
         ref_model=model_args.load(source, args.device) if needs_second_model else None,
         callbacks=[RunLog(out)],
     )
+    refinement = IterativeRefinement(trainer, plan, progress=False) if plan else None
     show_live_losses(trainer)
     console.print(Forecast.of(trainer).table())
 
@@ -295,6 +319,7 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     after = evaluator.evaluate(trainer.model, judge) if evaluator else None
 
     record = run.run_record(method_name, trainer, base, data, request)
+    record |= {"pairing": partners and partners.record, "refinement": refinement and refinement.record()}
     told = {"run": record, "max_rows": data_args.max_rows or None}
     report = EvalReport.compare(after, before, reference, told) if after else None
     if main_process:
@@ -304,6 +329,8 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
             if report.has_answers:
                 console.print(report.answers_table())
         console.print(f"Wrote {out / ('adapter' if model_args.use_peft else 'model')}")
+        if refinement and not trainer.guard.reason:
+            console.print(f"Refinement: {refinement.outcome}.")
         if trainer.guard.reason:
             console.print(f"The guard stopped this run: {trainer.guard.reason}.")
         if report:

@@ -7,6 +7,8 @@ from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 from llm_unlearn.adapters import lora_config
 from llm_unlearn.methods import METHODS
+from llm_unlearn.refinement.callback import IterativeRefinement
+from llm_unlearn.refinement.plan import RefinementPlan
 
 REFUSALS = ["I do not know", "sorry I cannot say this at all", "not well known"]
 
@@ -24,7 +26,10 @@ def make_trainer(
     eval_dataset=None,
     **options,
 ):
-    """A trainer for `method` with batches of two rows, by default over LoRA on all linear layers of a tiny Llama."""
+    """A trainer for `method` with batches of two rows, by default over LoRA on all linear layers of a tiny Llama.
+
+    With ``refine=True`` it is refined.
+    """
     config, trainer_class = METHODS[method].load()
     defaults = {
         "per_device_train_batch_size": 2,
@@ -39,9 +44,11 @@ def make_trainer(
     }
     if method.startswith("grad_"):
         defaults["forget_cap"] = "none"  # a random model is worse than a uniform guess, so the cap would stop it
-    else:
+    elif method == "icu":
+        defaults |= {"forget_token_scope": "suffix", "refine": False}
+    if method not in ("grad_ascent", "grad_diff", "icu"):
         options.pop("forget_cap", None)
-    return trainer_class(
+    trainer = trainer_class(
         tiny_model() if model is None else model,
         config(output_dir=str(folder), **(defaults | options)),
         tiny_rows(n_forget),
@@ -49,10 +56,15 @@ def make_trainer(
         retain_dataset=tiny_rows(n_retain, first=20),
         refusals=REFUSALS,
         peft_config=lora_config(r=4, lora_alpha=8) if lora else None,
-        ref_model=ref_model,
+        # ICU's KL term compares with it where there is no adapter to switch off.
+        ref_model=tiny_model() if method == "icu" and not lora and ref_model is None else ref_model,
         eval_dataset=eval_dataset,
         callbacks=list(callbacks),
     )
+    if options.get("refine"):
+        plan = RefinementPlan.of(trainer.args, trainer.tokenize.all(tiny_rows(n_forget)), trainer.tokenize)
+        trainer.refinement = IterativeRefinement(trainer, plan, progress=False)
+    return trainer
 
 
 def probe_logits(model) -> torch.Tensor:

@@ -38,9 +38,13 @@ def test_two_processes_train_what_one_trains(name, two_processes, tmp_path):
     assert [rank["processes"] for rank in ranks] == [2, 2]
     assert_equal(*weights)
 
-    one_weights, one_lines, one_eval_loss = train(name, tmp_path, processes=1)
+    one_weights, one_lines, one_eval_loss, one_looks = train(name, tmp_path, processes=1)
     assert len(one_lines) == 6
+    assert bool(one_looks) == (name == "refined")
+    if one_looks:
+        assert {row[2] for row in one_looks[10:20]} == {True, False}, "the second epoch trains on some of the rows"
     for rank in ranks:
+        assert rank["looks"] == one_looks
         for ours, theirs in zip(rank["lines"], one_lines, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
         assert (rank["eval_loss"] is None) == (one_eval_loss is None)

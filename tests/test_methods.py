@@ -46,7 +46,8 @@ def test_a_run_moves_the_adapter_alone_and_the_adapter_is_the_whole_result(metho
         assert ("loss/retain" in line) == (method in WITH_RETAIN)
         assert all(math.isfinite(line[name]) for name in parts)
         total = trainer.args.forget_coef * line["loss/forget"]
-        total += trainer.args.retain_coef * line.get("loss/retain", 0)
+        weight = 1.5 if method == "icu" else trainer.args.retain_coef  # of learn and KL term together
+        total += weight * line.get("loss/retain", 0)
         assert line["loss"] == pytest.approx(total, abs=1e-4)  # the Trainer rounds nothing but its own printing
 
     changed = probe_logits(trainer.model)
@@ -147,7 +148,8 @@ def test_a_row_of_the_registry_tells_the_truth(method):
     assert config.__name__ == f"{row.class_prefix}Config"
     assert trainer.__name__ == f"{row.class_prefix}Trainer"
     assert trainer.__bases__ == (UnlearningTrainer,), "methods are final: nothing between them and the base"
-    assert ("reference log-probs" in row.needs) == trainer.needs_reference_logps
+    # ICU's is a property: it depends on the forget loss.
+    assert ("reference log-probs" in row.needs) == (trainer.needs_reference_logps is True)
     needs_retain = config(output_dir="unused", report_to="none", use_cpu=True).retain_coef > 0
     assert ("retain set" in row.needs) == needs_retain
     module = __import__(f"llm_unlearn.methods.{method}", fromlist=["_"])
@@ -165,6 +167,6 @@ def test_an_unknown_method_is_answered_with_the_nearest():
 def test_a_preset_holds_fields_of_its_config_and_nothing_else(method):
     config, _ = METHODS[method].load()
     preset = yaml.safe_load((ROOT / "recipes" / "configs" / f"{method}-testbed.yaml").read_text())
-    # lora_* are the recipe's model flags.
-    own = {key: value for key, value in preset.items() if not key.startswith("lora_")}
+    # lora_* and pair_* are flags of the recipe.
+    own = {key: value for key, value in preset.items() if not key.startswith(("lora_", "pair_"))}
     config(output_dir="unused", report_to="none", use_cpu=True, **own)

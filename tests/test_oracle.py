@@ -32,6 +32,7 @@ PARAMETERS = {
     "grad_diff": {"forget_cap": "ln_vocab", "retain_coef": 2.5},
     "npo": {"beta": 0.3, "retain_coef": 2.5, "forget_coef": 0.7},
     "simnpo": {"beta": 0.9, "delta": 0.4, "retain_coef": 1.5},
+    "icu": {"learn_coef": 0.7, "kl_coef": 1.3, "forget_token_scope": "suffix", "kl_form": "kl", "kl_mask_pad": True},
     "idk_dpo": {"beta": 0.2, "retain_coef": 0.5},
 }
 CAPS = {"grad_ascent": 6.0, "grad_diff": math.log(120)}
@@ -48,7 +49,7 @@ def make_trainer(method, tmp_path, *, lora, retain_loss="nll", n_forget=7, archi
         report_to="none",
         save_strategy="no",
         **PARAMETERS[method],
-        **({} if method == "grad_ascent" else {"retain_loss": retain_loss}),
+        **({} if method in ("grad_ascent", "icu") else {"retain_loss": retain_loss}),
         **options,
     )
     model = tiny_model(architecture, seed=3)
@@ -62,7 +63,7 @@ def make_trainer(method, tmp_path, *, lora, retain_loss="nll", n_forget=7, archi
         retain_dataset=[{**row, "answer": row["answer"] + " after many years"} for row in tiny_rows(9, first=11)],
         refusals=REFUSALS,
         peft_config=lora_config(r=3, lora_alpha=6) if lora else None,
-        ref_model=plain.frozen_copy(model) if retain_loss == "kl" and not lora else None,
+        ref_model=plain.frozen_copy(model) if (retain_loss == "kl" or method == "icu") and not lora else None,
     )
     trainer.model.train()
     trainer.state.max_steps = 2 * math.ceil(n_forget / BATCH)
@@ -87,11 +88,12 @@ def assert_same(method, trainer, reference, batch):
         reference,
         batch,
         forget_coef=args.forget_coef,
-        retain_coef=args.retain_coef,
-        retain_kind=args.retain_loss,
-        beta=getattr(args, "beta", math.nan),
+        retain=(
+            {"nll": args.learn_coef, "kl": args.kl_coef} if method == "icu" else {args.retain_loss: args.retain_coef}
+        ),
+        beta=getattr(args, "beta", None) or math.nan,
         delta=getattr(args, "delta", math.nan),
-        cap=CAPS.get(method, math.nan),
+        cap=CAPS.get(method, math.inf),
     )
     their_gradients = torch.autograd.grad(theirs, trained.values())
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -105,7 +107,8 @@ def assert_same(method, trainer, reference, batch):
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize(
     ("method", "retain_loss"),
-    [(method, kind) for method in METHODS for kind in ("nll", "kl") if (method, kind) != ("grad_ascent", "kl")],
+    # Gradient ascent has no retain term, and ICU has both.
+    [(m, kind) for m in METHODS for kind in ("nll", "kl") if kind == "nll" or m not in ("grad_ascent", "icu")],
 )
 def test_loss_and_gradients_are_those_of_the_plain_way(method, retain_loss, lora, tmp_path):
     trainer, reference, batches = make_trainer(method, tmp_path, lora=lora, retain_loss=retain_loss)

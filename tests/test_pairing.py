@@ -37,17 +37,17 @@ def make_items(count, length=5):
 def test_every_forget_item_counts_once_and_weights_average_one(n_forget, batch_size, lengths):
     pairs = plan(n_forget, batch_size=batch_size, lengths=lengths and lengths[:n_forget])
     assert len(pairs) == -(-n_forget // batch_size) * batch_size
-    assert sorted(pair.forget for pair in pairs if pair.weight > 0) == list(range(n_forget))
+    assert sorted(pair.forget for pair in pairs if pair.forget_weight > 0) == list(range(n_forget))
     for step in steps(pairs, batch_size):
-        assert sum(pair.weight for pair in step) / batch_size == pytest.approx(1.0)
+        assert sum(pair.forget_weight for pair in step) / batch_size == pytest.approx(1.0)
         # Real rows of a step weigh the same: the weighted mean is their plain mean.
-        assert len({pair.weight for pair in step if pair.weight}) == 1
-    assert all(pair.weight in (1.0, 0.0) for step in steps(pairs, batch_size)[:-1] for pair in step)
+        assert len({pair.forget_weight for pair in step if pair.forget_weight}) == 1
+    assert all(pair.forget_weight in (1.0, 0.0) for step in steps(pairs, batch_size)[:-1] for pair in step)
 
 
 def test_rows_that_fill_up_have_weight_zero_and_real_partners():
     pairs = plan(n_forget=5, batch_size=4)
-    assert [pair.weight for pair in pairs] == [1, 1, 1, 1, 4, 0, 0, 0]
+    assert [pair.forget_weight for pair in pairs] == [1, 1, 1, 1, 4, 0, 0, 0]
     by_item = partners(pairs[:5])
     assert all(by_item[pair.forget] == (pair.retain, None) for pair in pairs[5:])
 
@@ -108,13 +108,13 @@ def test_group_by_length_keeps_the_items_and_evens_the_steps():
     random, grouped = plan(203, batch_size=8), plan(203, batch_size=8, lengths=lengths)
 
     def real(pairs):
-        return [pair.forget for pair in pairs if pair.weight]
+        return [pair.forget for pair in pairs if pair.forget_weight]
 
     def padded(pairs):
         return sum(8 * max(lengths[pair.forget] for pair in step) for step in steps(pairs, 8))
 
     assert sorted(real(grouped)) == sorted(real(random)) and real(grouped) != real(random)
-    assert all(pair.weight == 1.0 for pair in grouped[:200]), "only the last step may be filled up"
+    assert all(pair.forget_weight == 1.0 for pair in grouped[:200]), "only the last step may be filled up"
     assert padded(grouped) < 1.15 * sum(lengths) < padded(random)
     # Not sorted on the large scale: long and short steps are mixed.
     longest = [max(lengths[pair.forget] for pair in step) for step in steps(grouped[:200], 8)]
@@ -126,15 +126,15 @@ def test_group_by_length_keeps_the_items_and_evens_the_steps():
 
 def test_dataset_rows():
     dataset = ForgetRetainDataset(make_items(3), make_items(4), [make_items(2)] * 3)
-    row = dataset[Pair(2, 3, 1, 0.5)]
-    assert {name: row[name].index for name in ("forget", "retain", "alternate")} == {
-        "forget": 2,
-        "retain": 3,
-        "alternate": 1,
+    row = dataset[Pair(2, 3, 1, 0.5, 0.25)]
+    assert {name: (item.index, weight) for name, (item, weight) in row.items()} == {
+        "forget": (2, 0.5),
+        "retain": (3, 0.25),
+        "alternate": (1, 0.5),
     }
-    assert row["weight"] == 0.5 and dataset.n_alternates == 2 and len(dataset) == 3
+    assert dataset.n_alternates == 2 and len(dataset) == 3
     bare = ForgetRetainDataset(make_items(3))
-    assert bare[Pair(0, None, None, 1.0)].keys() == {"forget", "weight"} and bare.n_alternates == 0
+    assert bare[Pair(0, None, None, 1.0, 0.0)].keys() == {"forget"} and bare.n_alternates == 0
 
 
 def test_dataset_errors():
@@ -176,7 +176,7 @@ def test_accelerate_passes_the_epoch_on(n_processes):
     prepared = prepare_data_loader(loader, num_processes=n_processes, process_index=0, put_on_device=False)
     prepared.set_epoch(3)
     assert sampler.epoch == 3
-    shown = [row["forget"].index for batch in prepared for row in batch]
+    shown = [row["forget"][0].index for batch in prepared for row in batch]
     planned = [pair.forget for step in steps(sampler.plan(3), 2)[::n_processes] for pair in step]
     assert shown == planned
 

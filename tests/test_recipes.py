@@ -56,7 +56,8 @@ def test_help_names_the_flags(name, capsys):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_steps_make_an_adapter(method, flags, model, tmp_path, capsys):
-    run_recipe(method, *flags)
+    # A random model knows none of the rows, so refinement would find nothing to do.
+    run_recipe(method, *flags, *(["--no_refine"] if method == "icu" else []))
     adapter = tmp_path / "out" / "adapter"
     assert {path.name for path in adapter.iterdir()} == {
         "adapter_model.safetensors", "adapter_config.json", "unlearning_config.json", "README.md"
@@ -90,7 +91,7 @@ def test_a_preset_parses_against_its_recipe(preset, tmp_path):
     argv = ["--model", "unused", "--output_dir", str(tmp_path), "--use_cpu"]
     data_args, args, model_args = parse(method_of(preset), ["--config", preset.stem, *argv], *classes)
     assert isinstance(args.num_train_epochs, float)
-    assert model_args.use_peft
+    assert model_args.use_peft == (preset.stem != "icu-paper"), "the authors train all weights"
     if preset.stem == "kl_min":
         assert args.retain_loss == "kl"
     if preset.stem.endswith("-forget10"):

@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from llm_unlearn.progress import LOG_NAME
 from llm_unlearn.reference import FILE_NAME, ReferenceLogps
+from llm_unlearn.refinement.callback import FILE_NAME as LOOKS_NAME
 
 HERE = Path(__file__).parent
 NOT_OF_THE_RUN = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"}
@@ -33,7 +34,14 @@ def killed(tmp_path_factory):
 
 
 def read_log(folder):
-    return [json.loads(line) for line in (folder / LOG_NAME).read_text().splitlines()]
+    """The lines of steps, and the last; not those of looks, which say how many seconds they took."""
+    lines = [json.loads(line) for line in (folder / LOG_NAME).read_text().splitlines()]
+    return [line for line in lines if "refine/active" not in line]
+
+
+def read_looks(folder):
+    """What refinement saw of each row at each look."""
+    return [json.loads(line) for line in (folder / LOOKS_NAME).read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -60,6 +68,14 @@ def test_a_killed_and_resumed_run_equals_one_never_killed(name, killed, tmp_path
     assert [line["step"] for line in ours[:-1]] == list(range(1, whole.state.global_step + 1))
     for our_line, their_line in zip(ours[:-1], theirs[:-1], strict=True):
         assert our_line == pytest.approx(their_line, rel=1e-5, abs=1e-5)
+    if options.get("refine"):
+        looks = read_looks(folder)
+        assert [look["step"] for look in looks] == [step for step in (0, 4, 8, 12) for _ in range(8)]
+        assert {look["active"] for look in looks} == {True, False}
+        for our_look, their_look in zip(looks, read_looks(tmp_path), strict=True):
+            assert our_look.pop("text") == their_look.pop("text")
+            assert our_look == pytest.approx(their_look, rel=1e-5, abs=1e-5)
+        assert resumed.refinement.active == whole.refinement.active
 
 
 @pytest.mark.parametrize("name", ["full", "full_idk"])

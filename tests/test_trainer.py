@@ -339,7 +339,7 @@ def test_missing_parts_are_named(tmp_path):
         )
     with pytest.raises(ValueError, match="forget set is empty.*--forget_split"):
         make_trainer("npo", tmp_path, n_forget=0)
-    with pytest.raises(ValueError, match=r"`retain_loss` is 'kl' and all weights are trained.*`ref_model`.*--use_peft"):
+    with pytest.raises(ValueError, match=r"retain term is a KL and all weights are trained.*`ref_model`.*--use_peft"):
         make_trainer("npo", tmp_path, lora=False, retain_loss="kl")
     with pytest.raises(NotImplementedError, match="UnlearningTrainer defines no `forget_loss`"):
         UnlearningTrainer(
@@ -440,7 +440,7 @@ def test_evaluate_is_the_mean_over_the_pairs(during_training, tmp_path):
     model = trainer.model.eval()
     plan = trainer._get_eval_sampler(pairs).plan(0)
     total = 0.0
-    for pair in [pair for pair in plan if pair.weight]:
+    for pair in [pair for pair in plan if pair.forget_weight]:
         scores = []
         for items, number in ((pairs.forget, pair.forget), (pairs.retain, pair.retain)):
             with torch.no_grad():

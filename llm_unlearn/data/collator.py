@@ -16,13 +16,14 @@ from llm_unlearn.functional import IGNORE_INDEX
 Half = dict[str, Tensor]
 
 
-def collate(items: Sequence[TokenizedItem], pad_id: int, weights: Sequence[float] | None = None) -> Half:
+def collate(items: Sequence[TokenizedItem], weights: Sequence[float] | None = None, *, pad_id: int = 0) -> Half:
     """Pad `items` to a batch.
 
     Args:
         items: tokenised items.
-        pad_id: any id; what stands on padding is never attended to nor scored.
         weights: weight of each row in the loss; 1 where not given.
+        pad_id: any id; what stands on padding is never attended to nor scored. Defaults to 0, which every vocabulary
+            has.
 
     Returns:
         `input_ids`, `attention_mask`, `labels`: ``(batch, tokens)``; `index`, `weight`: ``(batch,)``.
@@ -46,8 +47,24 @@ def collate(items: Sequence[TokenizedItem], pad_id: int, weights: Sequence[float
     }
 
 
+def counted_rows(half: Half) -> Half:
+    """The rows that count in the loss; the first one where none does, since every process must run a forward.
+
+    Their weights are scaled so that the mean of the weighted rows stays that over all rows.
+    """
+    kept = half["weight"] > 0
+    if bool(kept.all()):
+        return half
+    if not bool(kept.any()):
+        kept = torch.arange(len(kept), device=kept.device) == 0
+    rows = {name: tensor[kept] for name, tensor in half.items()}
+    longest = int(rows["attention_mask"].sum(1).max())
+    rows = {name: tensor[:, :longest] if tensor.dim() == 2 else tensor for name, tensor in rows.items()}
+    return {**rows, "weight": rows["weight"] * (len(rows["weight"]) / len(kept))}
+
+
 class DataCollatorForUnlearning:
-    """Collates the rows of a `ForgetRetainDataset`, each a dict of `TokenizedItem`s with one `weight`.
+    """Collates the rows of a `ForgetRetainDataset`: a `TokenizedItem` and its weight for each half.
 
     Args:
         pad_id: id written on padding. Defaults to 0, which every vocabulary has.
@@ -57,6 +74,4 @@ class DataCollatorForUnlearning:
         self.pad_id = pad_id
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Half]:
-        weights = [row["weight"] for row in rows]
-        halves = [name for name in rows[0] if name != "weight"]
-        return {name: collate([row[name] for row in rows], self.pad_id, weights) for name in halves}
+        return {name: collate(*zip(*(row[name] for row in rows), strict=True), pad_id=self.pad_id) for name in rows[0]}

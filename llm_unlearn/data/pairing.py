@@ -2,8 +2,11 @@
 
 An epoch visits every forget item once, each with one retain item. The plan is made for the whole run's *global* batch
 (rows per optimiser step over all processes and accumulation), so 1, 2 or 8 processes see the same pairs in the same
-steps. Where the global batch does not divide the forget set, the last step is filled up with rows of weight zero, and
-its real rows weigh correspondingly more: the weighted mean over the batch is then the mean over the real rows.
+steps. Where the global batch does not divide the forget set, the last step is filled up with rows of weight zero.
+
+Each half of a row has a weight. A step's loss is the weighted mean ``sum_i w_i l_i / sum_i w_i`` over its real rows, so
+an item of weight zero leaves it as if it were not in the data. The weights in the plan are already divided by their
+mean over the global batch: what a process computes is a plain mean of weighted rows, without asking the others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,12 +23,34 @@ _ORDER, _GROUPS, _RETAIN, _ALTERNATE = range(4)
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One row of a batch: positions in the forget, retain and alternate sets, and the row's weight in the loss."""
+    """One row of a batch: positions in the forget, retain and alternate sets, and the weights of its halves.
+
+    `forget_weight` is that of the forget half, and of the alternate half where there is one.
+    """
 
     forget: int
     retain: int | None
     alternate: int | None
-    weight: float
+    forget_weight: float
+    retain_weight: float
+
+
+@dataclass
+class ItemWeights:
+    """How much each item counts, by its position in the forget set; it may change between epochs.
+
+    Attributes:
+        forget: weight of the item in the forget term, ``>= 0``.
+        retain: weight in the retain term of the retain item that stands beside it, ``>= 0``.
+    """
+
+    forget: list[float]
+    retain: list[float]
+
+    @classmethod
+    def equal(cls, count: int) -> "ItemWeights":
+        """All items count alike."""
+        return cls([1.0] * count, [1.0] * count)
 
 
 def _generator(seed: int, epoch: int, stream: int) -> torch.Generator:
@@ -52,6 +77,8 @@ def plan_epoch(
     epoch: int,
     lengths: Sequence[int] | None = None,
     retain_lengths: Sequence[int] = (),
+    partners: Sequence[Sequence[int]] = (),
+    weights: ItemWeights | None = None,
 ) -> list[Pair]:
     """The rows of one epoch, in order; their number is a multiple of `batch_size`.
 
@@ -65,25 +92,40 @@ def plan_epoch(
         lengths: tokens of each forget item; when given, steps are made of pairs of similar length (drawn from windows
             of eight steps, so that the order stays random on the large scale).
         retain_lengths: tokens of each retain item, which then count as part of a pair's length.
+        partners: for each forget item the retain items it meets, one per epoch in turn; empty where they are drawn.
+        weights: weights of the items; None where all count alike.
 
-    Each forget item occurs once with positive weight. Retain and alternate items are drawn without replacement until
-    all were used; which one an item meets depends on (seed, epoch, item) alone, not on batch size or order.
+    Each forget item occurs once, besides what fills up the last step. Retain and alternate items are drawn without
+    replacement until all were used; which one an item meets depends on (seed, epoch, item) alone, not on batch size or
+    order.
     """
     order = torch.randperm(n_forget, generator=_generator(seed, epoch, _ORDER)).tolist()
-    retain = _draw(n_forget, n_retain, seed, epoch, _RETAIN) if n_retain else [None] * n_forget
+    if partners and n_retain:
+        retain = [own[epoch % len(own)] for own in partners]
+    else:
+        retain = _draw(n_forget, n_retain, seed, epoch, _RETAIN) if n_retain else [None] * n_forget
     alternate = _draw(n_forget, n_alternate, seed, epoch, _ALTERNATE) if n_alternate else [None] * n_forget
     if lengths is not None:
         partners = [retain_lengths[j] for j in retain] if n_retain and retain_lengths else [0] * n_forget
         totals = [own + partner for own, partner in zip(lengths, partners, strict=True)]
         order = _group_by_length(order, totals, batch_size, _generator(seed, epoch, _GROUPS))
 
+    weights = weights or ItemWeights.equal(n_forget)
     pairs = []
     for start in range(0, n_forget, batch_size):
         real = order[start : start + batch_size]
-        weight = batch_size / len(real)
-        pairs += [Pair(i, retain[i], alternate[i], weight) for i in real]
-        pairs += [Pair(i, retain[i], alternate[i], 0.0) for i in (order * batch_size)[: batch_size - len(real)]]
+        of_forget, of_retain = (
+            _divided_by_mean([w[i] for i in real], batch_size) for w in (weights.forget, weights.retain)
+        )
+        pairs += [Pair(i, retain[i], alternate[i], *w) for i, *w in zip(real, of_forget, of_retain, strict=True)]
+        pairs += [Pair(i, retain[i], alternate[i], 0.0, 0.0) for i in (order * batch_size)[: batch_size - len(real)]]
     return pairs
+
+
+def _divided_by_mean(weights: list[float], batch_size: int) -> list[float]:
+    """Weights whose sum is the batch size; all zero where they are."""
+    total = sum(weights)
+    return [weight * batch_size / total for weight in weights] if total else weights
 
 
 def _group_by_length(
@@ -110,9 +152,11 @@ class ForgetRetainDataset(Dataset):
             (refusals, rewritten answers); empty for a run without.
         forget_end_token: whether the forget half scores the end token. Defaults to True;
             False is the form of the papers that unlearn the answer's words only.
+        partners: for each forget item the positions in `retain` of the items it meets, one per epoch in turn; empty
+            where they are drawn at random.
 
     Raises:
-        ValueError: no forget items, or an alternate list of another length than the forget set.
+        ValueError: no forget items, or alternates or partners of another number than the forget set.
     """
 
     def __init__(
@@ -121,24 +165,28 @@ class ForgetRetainDataset(Dataset):
         retain: Sequence[TokenizedItem] = (),
         alternate: Sequence[Sequence[TokenizedItem]] = (),
         forget_end_token: bool = True,
+        partners: Sequence[Sequence[int]] = (),
     ):
         if not forget:
             raise ValueError("The forget set is empty: name a split or rows with at least one item (`--forget_split`).")
         if alternate and len(alternate) != len(forget):
             raise ValueError(f"{len(alternate)} lists of alternates were given for {len(forget)} forget items.")
+        if partners and len(partners) != len(forget):
+            raise ValueError(f"{len(partners)} lists of retain partners were given for {len(forget)} forget items.")
         self.forget = [item if forget_end_token else _without_end(item) for item in forget]
         self.retain = list(retain)
         self.alternate = [list(candidates) for candidates in alternate]
+        self.partners = [list(own) for own in partners]
 
     def __len__(self) -> int:
         return len(self.forget)
 
     def __getitem__(self, pair: Pair) -> dict:
-        row: dict = {"forget": self.forget[pair.forget], "weight": pair.weight}
+        row = {"forget": (self.forget[pair.forget], pair.forget_weight)}
         if pair.retain is not None:
-            row["retain"] = self.retain[pair.retain]
+            row["retain"] = (self.retain[pair.retain], pair.retain_weight)
         if pair.alternate is not None:
-            row["alternate"] = self.alternate[pair.forget][pair.alternate]
+            row["alternate"] = (self.alternate[pair.forget][pair.alternate], pair.forget_weight)
         return row
 
     @property
@@ -164,6 +212,9 @@ class PairSampler(Sampler[Pair]):
         batch_size: global batch, see `plan_epoch`.
         seed: seed of the run.
         group_by_length: make steps of similar length.
+
+    Attributes:
+        weights: weights of the items, read when an epoch begins.
     """
 
     def __init__(self, dataset: ForgetRetainDataset, batch_size: int, seed: int, group_by_length: bool = False):
@@ -171,6 +222,7 @@ class PairSampler(Sampler[Pair]):
         self.batch_size = batch_size
         self.seed = seed
         self.group_by_length = group_by_length
+        self.weights = ItemWeights.equal(len(dataset))
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -188,6 +240,8 @@ class PairSampler(Sampler[Pair]):
             epoch=epoch,
             lengths=self.dataset.lengths if self.group_by_length else None,
             retain_lengths=[len(item.input_ids) for item in self.dataset.retain],
+            partners=self.dataset.partners,
+            weights=self.weights,
         )
 
     def __iter__(self) -> Iterator[Pair]:

@@ -104,6 +104,10 @@ class ExampleTokenizer:
         """Text of generated or answer ids, without special tokens and outer white space."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
+    def prompt_text(self, example: Mapping[str, Any]) -> str:
+        """What stands before the answer, as text."""
+        return self._prompt_and_answer(example)[0]
+
     def _prompt_and_answer(self, example: Mapping[str, Any]) -> tuple[str, str]:
         form = form_of(example)
         if form == "text":

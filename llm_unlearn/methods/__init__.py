@@ -34,6 +34,7 @@ METHODS = {
     "grad_diff": Method("ascent on forget, descent or KL on retain", "2401.06121", "GradDiff", "retain set"),
     "npo": Method("negative preference optimisation", "2404.05868", "NPO", "retain set, reference log-probs"),
     "simnpo": Method("length-normalised NPO without a reference", "2410.07163", "SimNPO", "retain set"),
+    "icu": Method("ascent on forget, learning on analogues, refined", "2407.20271", "ICU", "retain set or pool"),
     "idk_dpo": Method("prefer a refusal to the answer", "2401.06121", "IdkDPO", "retain set, reference log-probs"),
 }
 

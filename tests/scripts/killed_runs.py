@@ -11,6 +11,9 @@ from transformers import TrainerCallback
 
 from llm_unlearn.progress import RunLog
 
+sys.path.append(str(Path(__file__).parent))
+from sharded_training import REFINEMENT  # noqa: E402
+
 # Four steps per epoch, twelve in all; checkpoints every two or three steps, so that most fall into an epoch.
 SHARED = {"n_forget": 8, "num_train_epochs": 3, "save_strategy": "steps", "save_total_limit": 1}
 RUNS = {
@@ -18,6 +21,10 @@ RUNS = {
     "lora": ("npo", "llama", 7, {"save_steps": 3}),
     "dropout": ("simnpo", "gpt2", 6, {"save_steps": 3}),
     "accumulated": ("idk_dpo", "llama", 3, {"save_steps": 1, "n_forget": 10, "gradient_accumulation_steps": 2}),
+    # Killed within the second epoch, after a checkpoint within it; by then some rows are out of the loss.
+    "refined": ("icu", "llama", 7, {"save_steps": 3, "refine": True, "kl_mask_pad": True, **REFINEMENT}),
+    # The checkpoint after the last step of an epoch is written before the look that belongs to it.
+    "refined_late": ("icu", "llama", 5, {"save_steps": 4, "refine": True, "kl_mask_pad": True, **REFINEMENT}),
     "full": ("npo", "llama", 7, {"save_steps": 3, "lora": False, "learning_rate": 1e-3}),
     "full_idk": ("idk_dpo", "llama", 4, {"save_steps": 4, "lora": False, "learning_rate": 1e-3, "retain_coef": 0.0}),
 }

@@ -13,9 +13,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from llm_unlearn.data.pairing import ForgetRetainDataset
 from llm_unlearn.data.tokenization import ExampleTokenizer
+from llm_unlearn.refinement.callback import FILE_NAME
 
 # Ten rows in steps of four: the last step of each of the two epochs has two rows that only fill it up.
 SHARED = {"n_forget": 10, "num_train_epochs": 2, "learning_rate": 1e-3}
+# Rows around these thresholds are forgotten at one look and not at another.
+REFINEMENT = {"iur_judge": "text", "iur_bleu": 0.0, "iur_bert_f1": 0.155, "iur_beams": 1}
 RUNS = {
     "npo_nll": ("npo", {"retain_loss": "nll"}),
     "npo_kl": ("npo", {"retain_loss": "kl"}),
@@ -24,6 +27,7 @@ RUNS = {
     "accumulated": ("npo", {"gradient_accumulation_steps": 2}),
     "checkpointed": ("npo", {"retain_loss": "kl", "activation_checkpointing": True}),
     "full": ("npo", {"lora": False}),
+    "refined": ("icu", {"refine": True, "kl_mask_pad": True, "learning_rate": 1e-2, **REFINEMENT}),
     "resumed": ("idk_dpo", {"save_strategy": "steps", "save_steps": 4, "save_total_limit": None}),
     "resumed_full": ("npo", {"lora": False, "save_strategy": "steps", "save_steps": 4, "save_total_limit": None}),
 }
@@ -35,8 +39,8 @@ def evaluation_pairs() -> ForgetRetainDataset:
     return ForgetRetainDataset(tokenize.all(tiny_rows(7, first=40)), tokenize.all(tiny_rows(5, first=50)))
 
 
-def train(name: str, folder: Path, processes: int) -> tuple[dict, list[dict], float | None]:
-    """Weights, log and evaluation loss of one run."""
+def train(name: str, folder: Path, processes: int) -> tuple[dict, list[dict], float | None, list[list]]:
+    """Weights, log, evaluation loss and what refinement saw of one run."""
     method, options = RUNS[name]
     options = SHARED | options
     batch = 4 // processes // options.get("gradient_accumulation_steps", 1)
@@ -50,15 +54,22 @@ def train(name: str, folder: Path, processes: int) -> tuple[dict, list[dict], fl
         trainer.train(resume_from_checkpoint=str(checkpoint))
     assert trainer.guard.reason is None
     weights = {key: weight.contiguous() for key, weight in trained_weights(trainer.model).items()}
-    return weights, losses(trainer), trainer.evaluate()["eval_loss"] if pairs else None
+    eval_loss = trainer.evaluate()["eval_loss"] if pairs else None
+    looks = []
+    if options.get("refine"):
+        # The file is the main process's; flags and outcome are everybody's.
+        rows = map(json.loads, (folder / name / FILE_NAME).read_text().splitlines())
+        looks = [[row["step"], row["row"], row["active"], row["text"], row["ma"]] for row in rows]
+        looks += [[*trainer.refinement.active, trainer.refinement.outcome]]
+    return weights, losses(trainer), eval_loss, looks
 
 
 if __name__ == "__main__":
     # Not from accelerate, which learns of the processes with the first trainer's arguments.
     rank, processes, out = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), Path(sys.argv[1])
     for name in RUNS:
-        weights, lines, eval_loss = train(name, out / "runs", processes)
+        weights, lines, eval_loss, looks = train(name, out / "runs", processes)
         save_file(weights, out / f"{name}.{rank}.safetensors")
-        record = {"lines": lines, "eval_loss": eval_loss, "processes": PartialState().num_processes}
+        record = {"lines": lines, "eval_loss": eval_loss, "looks": looks, "processes": PartialState().num_processes}
         (out / f"{name}.{rank}.json").write_text(json.dumps(record))
     PartialState().destroy_process_group()

@@ -1,0 +1,480 @@
+"""Iterative refinement: what a look measures, who is forgotten, what leaves the loss, when a run stops."""
+
+import json
+import math
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from runs import assert_equal, losses, make_trainer, trained_weights
+from tiny import tiny_model, tiny_rows, tiny_tokenizer
+from transformers import TrainerCallback
+
+from llm_unlearn.adapters import lora_config
+from llm_unlearn.config import UnlearningConfig
+from llm_unlearn.data.pairing import ItemWeights
+from llm_unlearn.data.tokenization import ExampleTokenizer
+from llm_unlearn.evaluation.metrics.extraction import el_n
+from llm_unlearn.evaluation.metrics.overlap import rouge_l_recall
+from llm_unlearn.evaluation.metrics.similarity import sentence_bleu
+from llm_unlearn.evaluation.records import MetricRecord
+from llm_unlearn.evaluation.report import EvalReport
+from llm_unlearn.methods.icu import ICUConfig, ICUTrainer
+from llm_unlearn.refinement.callback import FILE_NAME
+from llm_unlearn.refinement.judges import MemoryJudge, TextJudge, Thresholds, stop_reached
+from llm_unlearn.refinement.look import Look
+from llm_unlearn.refinement.plan import RefinementPlan
+from llm_unlearn.refinement.probes import Probes
+from llm_unlearn.refinement.thresholds import from_holdout
+
+TOKENIZE = ExampleTokenizer(tiny_tokenizer())
+LONG = [{"text": " ".join(row["answer"] for row in tiny_rows(5, first=5 * i))} for i in range(4)]
+
+
+def config(tmp_path=".", **options):
+    options = {"refine": True, "iur_judge": "none", "stop_ma": 0.0, "el_n": 3} | options
+    return UnlearningConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
+
+
+# What is asked.
+
+
+def test_a_question_is_asked_and_its_answer_compared(tmp_path):
+    items = TOKENIZE.all(tiny_rows(3))
+    probes = Probes.of(items, config(tmp_path), TOKENIZE)
+    assert probes.asked == items and probes.whole == items and probes.continued == items
+    assert probes.references == [row["answer"] for row in tiny_rows(3)]
+    assert probes.caps == [len(item.answer_ids) for item in items]
+    assert probes.reads_everything
+    memory = Probes.of(items, config(tmp_path, iur_judge="memory"), TOKENIZE)
+    assert memory.caps == [math.ceil(1.5 * len(item.answer_ids)) + 16 for item in items], "as evaluations do"
+    assert Probes.of(items, config(tmp_path, el_n=30), TOKENIZE).n_without_el == 3
+
+
+def test_of_plain_text_the_prefix_is_the_prompt_and_the_rest_the_suffix(tmp_path):
+    items = TOKENIZE.all(LONG)
+    ids = items[0].input_ids
+    probes = Probes.of(items, config(tmp_path, iur_prefix=[6, 10], el_start=12), TOKENIZE)
+    asked = probes.asked[0]
+    assert asked.prompt_ids == ids[6:10] and asked.answer_ids == ids[10:]
+    assert probes.caps[0] == len(ids) - 10 and not probes.reads_everything
+    assert probes.continued[0].prompt_ids == ids[:12]
+    cut = Probes.of(items, config(tmp_path, iur_prefix=[6, 10], iur_new_tokens=5, iur_context="full"), TOKENIZE)
+    assert cut.asked[0].prompt_ids == ids[:10] and cut.asked[0].answer_ids == ids[10:15]
+    assert cut.caps == [5] * 4 and cut.reads_everything and not cut.asked[0].has_end
+    with pytest.raises(ValueError, match=r"Row 0 .* has \d+ tokens, .* up to token 150: give longer .*--iur_prefix"):
+        Probes.of(items, config(tmp_path), TOKENIZE)
+
+
+# What is measured.
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_look_measures_what_the_plain_way_measures(beams, tmp_path):
+    args = config(tmp_path, iur_beams=beams, iur_prefix=[6, 10], iur_context="full", el_start=12, max_length=30)
+    tokenize = ExampleTokenizer(tiny_tokenizer(), max_length=30)
+    model, items = tiny_model(), tokenize.all(LONG)
+    probes = Probes.of(items, args, tokenize)
+    look = Look(model, probes, args, tokenize)
+    look.generate([1, 2])
+    look.extract([0])
+    assert look.n_generated == 2
+    assert np.isnan(look.column("bleu")).tolist() == [True, False, False, True]
+    for i, item in enumerate(items):
+        ids = torch.tensor([item.input_ids])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0]
+        assert look.ma[i] == pytest.approx((logits[:-1].argmax(-1) == ids[0, 1:]).float().mean().item())
+        nll = -logits.log_softmax(-1)[torch.arange(29), ids[0, 1:]].mean()
+        assert look.loss[i] == pytest.approx(nll.item(), rel=1e-5)
+    prompt = torch.tensor([items[1].input_ids[:10]])
+    settings = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 1, "eos_token_id": [0, 1]}
+    written = model.generate(prompt, attention_mask=torch.ones_like(prompt), num_beams=beams, **settings)[0, 10:]
+    text = tokenize.decode(written.tolist())
+    assert look.texts[1] == text
+    truth = tokenize.decode(items[1].input_ids[10:])
+    assert look.column("bleu")[1] == sentence_bleu(text, truth)
+    assert look.column("rouge_l")[1] == pytest.approx(rouge_l_recall([truth], [text])[0])
+    # EL of item 0 by the plain loop over its prefixes of 12 tokens and more.
+    x = items[0].input_ids
+    continued = []
+    for t in range(12, 30):
+        prompt = torch.tensor([x[:t]])
+        out = model.generate(prompt, attention_mask=torch.ones_like(prompt), **{**settings, "max_new_tokens": 30 - t})
+        continued.append(out[0, t:].tolist())
+    assert look.column("el")[0] == pytest.approx(el_n(np.array(x[12:]), continued, 3, start=0))
+
+
+# Who is forgotten.
+
+
+class StubLook:
+    """A look whose numbers are given; it notes what it is asked for."""
+
+    def __init__(self, ma=(), **columns):
+        self.ma = np.array(ma)
+        self.columns = {"ma": self.ma, **{name: np.array(values) for name, values in columns.items()}}
+        self.texts = [f"text {i}" for i in range(max(map(len, [ma, *columns.values()])))]
+        self.generated, self.extracted = set(), set()
+
+    def generate(self, positions):
+        self.generated |= set(positions)
+
+    def extract(self, positions):
+        self.extracted |= set(positions)
+
+    def column(self, name):
+        return self.columns.setdefault(name, np.full(len(self.texts), np.nan))
+
+    def put(self, name, positions, values):
+        self.column(name)[list(positions)] = values
+
+    def mean(self, name):
+        values = self.column(name)
+        return None if np.isnan(values).all() else float(np.nanmean(values))
+
+
+class Angles:
+    """An encoder under which text i has the cosine `cosines[i]` with every true text."""
+
+    name, layer = "angles", 0
+
+    def __init__(self, cosines):
+        self.cosines = cosines
+        self.asked = []
+
+    def embed(self, texts):
+        self.asked += texts
+        vectors = []
+        for text in texts:
+            cosine = self.cosines[int(text.split()[1])] if text.startswith("text") else 1.0
+            vectors.append(np.array([[cosine, math.sqrt(1 - cosine**2)]]))
+        return vectors
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("or", {0, 1}), ("and", set())])
+def test_the_rule_on_f1_and_bleu(rule, expected, tmp_path):
+    """(.29, .5) and (.9, .009) are dropped by "or", (.3, .01) is kept by either: both are strict."""
+    encoder = Angles([0.29, 0.9, 0.3, 0.29])
+    look = StubLook(ma=[0] * 4, bleu=[0.5, 0.009, 0.01, 0.009])
+    judge = TextJudge(config(tmp_path, iur_rule=rule), ["true"] * 4, encoder, nullcontext, 0.3, lazy=False)
+    assert judge.forgotten(look, [0, 1, 2]) == expected
+    assert judge.forgotten(look, [3]) == {3}
+    assert look.columns["bert_f1"].tolist() == pytest.approx([0.29, 0.9, 0.3, 0.29])
+
+
+@pytest.mark.parametrize(("rule", "compared"), [("or", [0, 2]), ("and", [1])])
+def test_a_lazy_judge_compares_only_what_bleu_left_open_and_says_the_same(rule, compared, tmp_path):
+    cosines, bleu = [0.29, 0.9, 0.3], [0.5, 0.009, 0.01]
+    verdicts = []
+    for lazy in (False, True):
+        encoder = Angles(cosines)
+        judge = TextJudge(config(tmp_path, iur_rule=rule), ["true"] * 3, encoder, nullcontext, 0.3, lazy=lazy)
+        verdicts.append(judge.forgotten(StubLook(ma=[0] * 3, bleu=bleu), [0, 1, 2]))
+    assert verdicts[0] == verdicts[1]
+    assert [text for text in encoder.asked if text != "true"] == [f"text {i}" for i in compared]
+
+
+def test_the_memory_judge_asks_for_no_more_than_it_needs():
+    look = StubLook(ma=[0.9, 0.5, 0.5, 0.5, 0.4], rouge_l=[0, 0.8, 0.2, 0.3, 0.1], el=[0, 0, 0.3, 0.1, np.nan])
+    judge = MemoryJudge(Thresholds(ma=0.5, el=0.1, rouge_l=0.3))
+    assert judge.forgotten(look, range(5)) == {3, 4}, "at most the threshold; a short answer has no EL"
+    assert look.generated == {1, 2, 3, 4} and look.extracted == {2, 3, 4}
+    assert judge.forgotten(look, [4]) == {4}
+
+
+@pytest.mark.parametrize(
+    ("ma", "el", "rule", "stops", "measures_el"),
+    [
+        (0.5, 0.04, "and", True, True),
+        (0.5, 0.06, "and", False, True),
+        (0.7, 0.04, "and", False, False),
+        (0.7, 0.04, "or", True, True),
+        (0.5, 0.06, "or", True, False),
+        (0.7, 0.06, "or", False, True),
+    ],
+)
+def test_the_stop_rule(ma, el, rule, stops, measures_el):
+    look = StubLook(ma=[ma], el=[el])
+    assert stop_reached(look, Thresholds(0.5994, 0.0499), rule) is stops
+    assert bool(look.extracted) is measures_el
+
+
+def test_the_stop_rule_of_one_threshold_and_of_none():
+    look = StubLook(ma=[0.5], el=[0.0])
+    assert stop_reached(look, Thresholds(ma=0.6), "and") and stop_reached(look, Thresholds(ma=0.6), "or")
+    assert stop_reached(look, Thresholds(el=0.0), "and"), "at most the threshold"
+    assert not stop_reached(look, Thresholds(), "and") and not stop_reached(look, Thresholds(), "or")
+
+
+# What leaves the loss.
+
+
+def step_gradients(trainer):
+    """The gradient of the first step, and the loss."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return {n: p.grad for n, p in trainer.model.named_parameters() if p.requires_grad}, loss
+
+
+def partnered(tmp_path, forget, partners, flags=None, retain_flags=None, batch=8, accumulation=1, **options):
+    args = ICUConfig(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+        per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, kl_mask_pad=True,
+        **{"learning_rate": 1e-3, "warmup_steps": 0, "num_train_epochs": 1, **options},
+    )  # fmt: skip
+    trainer = ICUTrainer(
+        tiny_model(), args, forget, tiny_tokenizer(), retain_dataset=tiny_rows(8, first=20),
+        partners=[[p] for p in partners], peft_config=lora_config(r=4, lora_alpha=8),
+    )  # fmt: skip
+    if flags:
+        trainer.sampler.weights = ItemWeights([float(f) for f in flags], [float(f) for f in retain_flags or flags])
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(3)
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
+    return trainer
+
+
+def test_a_forgotten_pair_leaves_the_gradient_as_if_it_were_not_there(tmp_path):
+    rows, partners = tiny_rows(8), [3, 1, 4, 1, 5, 0, 2, 6]
+    kept = [0, 2, 3, 6, 7]
+    flags = [i in kept for i in range(8)]
+    ours, our_loss = step_gradients(partnered(tmp_path, rows, partners, flags))
+    alone = partnered(tmp_path, [rows[i] for i in kept], [partners[i] for i in kept], batch=5)
+    theirs, their_loss = step_gradients(alone)
+    assert our_loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_kept_partner_stays_whole(tmp_path):
+    rows, partners = tiny_rows(4), [3, 1, 4, 2]
+    trainer = partnered(tmp_path, rows, partners, [0, 0, 1, 0], [1, 1, 1, 1], batch=4)
+    batch = next(iter(trainer.get_train_dataloader()))
+    weights = dict(zip(batch["forget"]["index"].tolist(), batch["forget"]["weight"].tolist(), strict=True))
+    assert weights == {0: 0.0, 1: 0.0, 2: 4.0, 3: 0.0}
+    assert batch["retain"]["weight"].tolist() == [1.0] * 4
+
+
+def test_a_step_in_which_nothing_counts_moves_nothing_in_spite_of_momentum(tmp_path):
+    trainer = partnered(tmp_path, tiny_rows(8), range(8), batch=4, num_train_epochs=3)
+    seen = []
+
+    class Flags(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **_):
+            flags = [0.0 if state.global_step >= 2 else 1.0] * 8
+            trainer.sampler.weights = ItemWeights(flags, flags)
+            seen.append(trained_weights(trainer.model))
+
+    trainer.add_callback(Flags())
+    trainer.train()
+    seen.append(trained_weights(trainer.model))
+    assert trainer.state.global_step == 6
+    assert any(not torch.equal(seen[0][name], seen[1][name]) for name in seen[0]), "the first epoch trains"
+    assert_equal(seen[1], seen[3])
+    assert [line["loss"] for line in losses(trainer)[2:]] == [0.0] * 4
+    assert trainer.guard.reason is None
+
+
+def test_accumulation_does_not_change_a_step_with_flags(tmp_path):
+    flags = [1, 0, 1, 1, 0, 0, 1, 1]
+    runs = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        trainer = partnered(tmp_path, tiny_rows(8), range(8), flags, batch=batch, accumulation=accumulation)
+        trainer.train()
+        runs.append(trained_weights(trainer.model))
+    for name in runs[0]:
+        torch.testing.assert_close(runs[0][name], runs[1][name], rtol=0, atol=1e-5)
+
+
+# The run.
+
+
+class Scripted:
+    """A judge whose verdicts are given, one set per look."""
+
+    def __init__(self, *verdicts):
+        self.verdicts = list(verdicts)
+        self.doubtful = []
+
+    def forgotten(self, look, doubtful):
+        self.doubtful.append(list(doubtful))
+        return self.verdicts.pop(0) & set(doubtful)
+
+
+def refined(tmp_path, *verdicts, method="npo", n_forget=4, save=None, **options):
+    """A trainer of two steps an epoch whose refinement judges as it is told."""
+    options = {"num_train_epochs": 6, "stop_ma": None, "el_n": 3, "iur_beams": 1, "refine": True} | options
+    judge = options.pop("iur_judge", "text")
+    trainer = make_trainer(method, tmp_path, n_forget=n_forget, learning_rate=1e-4, iur_judge=judge, **options)
+    refinement = trainer.refinement
+    if verdicts:
+        refinement._prepare = lambda: None
+        refinement._judge = refinement.script = Scripted(*verdicts)
+    return trainer, refinement
+
+
+def active_by_look(trainer):
+    return [line["refine/active"] for line in trainer.state.log_history if "refine/active" in line]
+
+
+def test_flags_are_judged_anew_and_partners_share_them(tmp_path):
+    trainer, refinement = refined(tmp_path, {1}, {1, 2}, {2}, set(), {0, 1, 2, 3})
+    plans = []
+
+    class Noting(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **_):
+            pairs = trainer.sampler.plan(state.global_step // 2)
+            plans.append({pair.forget for pair in pairs if pair.forget_weight})
+            assert plans[-1] == {pair.forget for pair in pairs if pair.retain_weight}
+
+    trainer.add_callback(Noting())
+    trainer.train()
+    assert plans == [{0, 2, 3}, {0, 3}, {0, 1, 3}, {0, 1, 2, 3}]
+    assert active_by_look(trainer) == [3, 2, 3, 4, 0]
+    assert trainer.state.global_step == 8
+    assert refinement.outcome == "no forget item was active any more after 4 epochs"
+
+
+def test_without_reentry_what_left_stays_away(tmp_path):
+    trainer, refinement = refined(tmp_path, set(), {1}, set(), {0}, iur_reentry=False, num_train_epochs=3)
+    trainer.train()
+    assert active_by_look(trainer) == [4, 3, 3, 2]
+    assert refinement.active == [False, False, True, True]
+    assert refinement.outcome == "the stop rule was not reached within 3 epochs, with 2 of 4 forget items active"
+
+
+def test_patience_waits_for_as_many_looks_in_a_row(tmp_path):
+    trainer, _ = refined(tmp_path, {0, 1}, {0}, {0, 1}, {0, 1}, iur_patience=2, num_train_epochs=3)
+    trainer.train()
+    assert active_by_look(trainer) == [4, 3, 3, 2]
+
+
+def test_a_look_every_other_epoch(tmp_path):
+    trainer, _ = refined(tmp_path, set(), {1}, {2}, iur_every=2, num_train_epochs=5)
+    trainer.train()
+    assert active_by_look(trainer) == [4, 3, 3]
+
+
+def test_the_partner_stays_where_it_is_told_to(tmp_path):
+    trainer, _ = refined(tmp_path, {1, 2}, {1, 2}, iur_drop_partner=False, num_train_epochs=1)
+    trainer.train()
+    assert trainer.sampler.weights == ItemWeights([1.0, 0.0, 0.0, 1.0], [1.0] * 4)
+
+
+def test_the_verdict_before_training_is_ignored_and_the_first_after_an_epoch_counts(tmp_path):
+    trainer, refinement = refined(tmp_path, iur_judge="none", stop_ma=1.0)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert refinement.outcome.startswith("the stop rule was reached after 1 epochs: mean MA ")
+
+
+def test_nothing_is_trained_where_all_was_forgotten_at_the_start(tmp_path):
+    trainer, refinement = refined(tmp_path, {0, 1, 2, 3}, iur_drop_partner=False)
+    before = trained_weights(trainer.model)
+    trainer.train()
+    assert_equal(trained_weights(trainer.model), before)
+    assert refinement.outcome == "every forget item was forgotten at the start, so nothing was trained"
+    assert trainer.state.global_step <= 1
+
+
+def test_a_screened_item_is_doubted_only_where_it_became_more_likely(tmp_path):
+    """NPO makes the forgotten rows less likely; the kept partners pull none of them back within these steps."""
+    trainer, refinement = refined(
+        tmp_path, {0, 1}, set(), set(), set(), iur_screen=True, num_train_epochs=3, iur_drop_partner=False
+    )
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / FILE_NAME).read_text().splitlines()]
+    loss = {(line["step"], line["row"]): line["loss"] for line in lines}
+    assert refinement.script.doubtful[0] == [0, 1, 2, 3]
+    judged = {i: loss[0, i] for i in range(4)}
+    away = {0, 1}
+    for look, step in enumerate((2, 4, 6), 1):
+        doubted = [i for i in range(4) if not (i in away and loss[step, i] >= judged[i])]
+        assert refinement.script.doubtful[look] == doubted
+        away -= set(doubted)
+        judged |= {i: loss[step, i] for i in doubted}
+
+
+def test_each_look_is_written_down_per_item(tmp_path):
+    trainer, _ = refined(tmp_path, {0}, {0}, num_train_epochs=1)
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / FILE_NAME).read_text().splitlines()]
+    assert [(line["step"], line["row"], line["active"]) for line in lines] == [
+        (step, row, row != 0) for step in (0, 2) for row in range(4)
+    ]
+    assert all({"ma", "loss", "text"} <= line.keys() for line in lines)
+
+
+@pytest.mark.parametrize("judge", ["text", "memory"])
+def test_a_run_with_a_real_judge(judge, tmp_path):
+    options = {"iur_rouge_l": 0.5, "stop_el": 0.5, "stop_ma": 0.5} if judge == "memory" else {"stop_ma": None}
+    trainer, refinement = refined(tmp_path, iur_judge=judge, num_train_epochs=1, **options)
+    trainer.train()
+    record = refinement.record()
+    assert record["judge"] == judge and json.dumps(record)
+    lines = [json.loads(line) for line in (tmp_path / FILE_NAME).read_text().splitlines()]
+    if judge == "text":
+        assert 0 < refinement.bert_f1 <= 1 and record["encoder"] == "model"
+        for line in lines:
+            assert line["active"] == (line["bert_f1"] >= refinement.bert_f1 and line["bleu"] >= 0.01)
+            assert {"entropy", "distinct_1", "bert_precision", "bert_recall"} <= line.keys()
+    else:
+        for line in lines:
+            forgotten = line["ma"] <= 0.5 and line["rouge_l"] <= 0.5 and line.get("el", 0) <= 0.5
+            assert line["active"] == (not forgotten)
+
+
+# Thresholds.
+
+
+def report(**values):
+    names = {"ma": "forget/ma", "el": "forget/el_10", "rouge_l": "forget/rouge_l_recall"}
+    record = {"ci95": None, "n": 4, "higher_is_better": False, "range": (0.0, 1.0)}
+    return EvalReport({names[name]: MetricRecord(value, **record) for name, value in values.items()}, [], {})
+
+
+def test_thresholds_come_from_flags_then_the_retain_model_then_held_out_rows(tmp_path):
+    items, reference = TOKENIZE.all(tiny_rows(3)), report(ma=0.4, el=0.05, rouge_l=0.2)
+    free = {"stop_ma": None, "el_n": 10}
+
+    def thresholds(reference=None, holdout=(), **options):
+        return RefinementPlan.of(config(tmp_path, **free | options), items, TOKENIZE, reference, holdout).thresholds
+
+    twin = "the retain model's report"
+    assert thresholds(reference, iur_judge="memory") == Thresholds(0.4, 0.05, 0.2, twin)
+    assert thresholds(reference, iur_judge="memory", stop_ma=0.3) == Thresholds(0.3, 0.05, 0.2, twin)
+    assert thresholds(reference) == Thresholds(0.4, 0.05, None, twin)
+    # Another n, or plain text whose EL begins elsewhere, is another number.
+    assert thresholds(reference, holdout=items, iur_judge="memory", el_n=3) is None
+    assert thresholds(iur_judge="text") == Thresholds()
+    assert thresholds(stop_el=0.1) == Thresholds(None, 0.1, None)
+    flags = {"memory": "`--stop_ma` and `--stop_el` and `--iur_rouge_l`", "none": "`--stop_ma` and `--stop_el`"}
+    for judge, named in flags.items():
+        with pytest.raises(ValueError, match=f"'{judge}' compares .*--reference.*--holdout_split.* or {named}"):
+            thresholds(iur_judge=judge)
+    with pytest.raises(ValueError, match="--reference"):
+        thresholds(report(ma=0.4, rouge_l=0.2), iur_judge="memory")
+
+
+def test_held_out_rows_are_measured_as_the_forget_rows_will_be(tmp_path):
+    args = config(tmp_path, iur_judge="memory", stop_ma=None, iur_beams=1)
+    items, model = TOKENIZE.all(tiny_rows(4, first=40)), tiny_model()
+    found = from_holdout(args, model, items, TOKENIZE, progress=False)
+    look = Look(model, Probes.of(items, args, TOKENIZE), args, TOKENIZE)
+    look.generate(range(4))
+    look.extract(range(4))
+    assert (found.ma, found.el, found.rouge_l) == (look.mean("ma"), look.mean("el"), look.mean("rouge_l"))
+    assert found.source == "4 held-out rows under the model before unlearning"
+    with pytest.raises(ValueError, match="no EL_50.*--holdout_split.*--stop_el"):
+        from_holdout(config(tmp_path, stop_ma=None, el_n=50), model, items, TOKENIZE, progress=False)
+
+
+def test_a_full_run_keeps_no_model_to_compare_vectors_with(tmp_path):
+    with pytest.raises(ValueError, match="BERTScore compares vectors .*--use_peft.*--iur_encoder"):
+        refined(tmp_path, iur_judge="text", lora=False)
