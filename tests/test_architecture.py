@@ -88,6 +88,14 @@ def test_evaluation_knows_neither_trainer_nor_methods(name):
     assert others <= allowed
 
 
+@pytest.mark.parametrize("name", below("refinement"))
+def test_refinement_stands_on_evaluation_and_knows_no_method(name):
+    """Any objective can be refined; its arguments are part of every config, so that file stands on nothing."""
+    others = {other for other in own_imports(name) if not other.startswith(("evaluation", "data", "refinement"))}
+    assert others <= {"files", "reference"}
+    assert name != "refinement.config" or not own_imports(name)
+
+
 def test_no_import_runs_in_circles():
     """At the top of files; an import inside a function is there to break a circle or to save time."""
     graph = {}

@@ -12,7 +12,7 @@ import typer
 from llm_unlearn.cli import app
 from llm_unlearn.evaluation.conventions import CONVENTIONS
 from llm_unlearn.evaluation.metrics import SUMMARIES, item_metrics
-from llm_unlearn.flags import DataFlags, EvaluationFlags, TrainingEvaluationFlags
+from llm_unlearn.flags import DataFlags, EvaluationFlags, PairingFlags, TrainingEvaluationFlags
 from llm_unlearn.methods import get_method
 from llm_unlearn.paths import eval_dir
 
@@ -101,7 +101,7 @@ def test_the_values_of_items_are_in_a_table_of_their_own():
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_what_reads_like_a_metric_of_a_set_is_one_or_a_path(page):
-    logged_or_written = ("eval/best_step", "out/eval")
+    logged_or_written = ("eval/best_step", "out/eval", "loss/forget", "loss/learn", "loss/kl")
     for name in re.findall(r"`(\w+/\w+)`", text_of(page)):
         assert name in ITEMS or (ROOT / name).exists() or name in logged_or_written, name
 
@@ -164,7 +164,9 @@ def known_flags(words):
         # What trl's parser adds for the model; its fields are not ours to list.
         own |= {"model", "split", "overwrite", "config", "use_peft", "lora_r"}
         config = () if method == "finetune" else (get_method(method).load()[0],)
-        return own | names_of(TrainingEvaluationFlags, EvaluationFlags, DataFlags, *config) | {"output_dir"}
+        return (
+            own | names_of(TrainingEvaluationFlags, EvaluationFlags, PairingFlags, DataFlags, *config) | {"output_dir"}
+        )
     return own | set(re.findall(r'add_argument\(\s*"--(\w+)"', text_of(ROOT / script)))
 
 

@@ -1,0 +1,132 @@
+"""`recipes/icu.py` and `--refine` on other recipes, as a user starts them, with good input and bad."""
+
+import json
+
+import pytest
+from recipe import refused, run_recipe, save_tiny_model, tiny_data, write_rows
+from tiny import tiny_rows
+
+from llm_unlearn.refinement.callback import FILE_NAME
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def flags(model, data, tmp_path):
+    return ["--model", model, "--dataset", data, "--forget_split", "forget", "--retain_split", "retain"] + [
+        "--output_dir", tmp_path / "out", "--num_train_epochs", 2, "--eval", "none", "--save_strategy", "no",
+        "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1, "--el_n", 3,
+    ]  # fmt: skip
+
+
+def record(tmp_path):
+    return json.loads((tmp_path / "out" / "adapter" / "unlearning_config.json").read_text())
+
+
+@pytest.mark.parametrize("method", ["npo", "simnpo", "grad_ascent", "idk_dpo"])
+def test_any_objective_can_be_refined(method, flags, tmp_path, capsys):
+    run_recipe(method, *flags, "--refine", "--iur_bleu", 0, "--iur_bert_f1", 0.1, "--iur_beams", 1)
+    refinement = record(tmp_path)["refinement"]
+    assert (refinement["judge"], refinement["encoder"], refinement["bert_f1"]) == ("text", "model", 0.1)
+    assert refinement["outcome"] and refinement["outcome"] in " ".join(capsys.readouterr().out.split())
+    assert len((tmp_path / "out" / FILE_NAME).read_text().splitlines()) % 6 == 0
+    assert record(tmp_path)["arguments"]["iur_bert_f1"] == 0.1
+
+
+def test_a_run_without_refinement_says_nothing_of_it(flags, tmp_path):
+    run_recipe("npo", *flags)
+    written = record(tmp_path)
+    assert written["refinement"] is None and written["pairing"] is None
+    assert not any(name.startswith("iur_") for name in written["arguments"])
+    assert not (tmp_path / "out" / FILE_NAME).exists()
+
+
+def test_the_run_says_which_pairs_it_made_and_the_report_too(flags, tmp_path):
+    flags = [*flags, "--eval", "train", "--iur_judge", "none", "--stop_ma", 0.0]
+    run_recipe("icu", *flags, "--pair_k", 3, "--pair_rotate")
+    pairing = record(tmp_path)["pairing"]
+    assert (pairing["pool"], pairing["encoder"], pairing["pairs"]) == ("retain split", "tfidf", 6)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["provenance"]["run"]["pairing"] == pairing
+    assert report["provenance"]["run"]["refinement"]["judge"] == "none"
+
+
+@pytest.mark.parametrize("form", ["question_answer", "text"])
+def test_nothing_but_forget_rows_is_needed(form, model, tmp_path, capsys):
+    """The retain rows are the model's own texts."""
+    rows = tiny_rows(6) if form == "question_answer" else [{"text": row["answer"]} for row in tiny_rows(6)]
+    own = ["--text_column", "text", "--iur_prefix", 2, 4] if form == "text" else []
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    run_recipe(
+        "icu", "--model", model, "--dataset", source, "--forget_split", "train", "--pair_pool", "self", *own,
+        "--output_dir", tmp_path / "out", "--eval", "none", "--num_train_epochs", 1, "--save_strategy", "no",
+        "--iur_judge", "none", "--stop_ma", 0, "--el_n", 2, "--el_start", 2,
+    )  # fmt: skip
+    written = record(tmp_path)
+    assert written["data"]["retain"] is None
+    assert written["pairing"]["pool"] == "self" and written["pairing"]["pool_rows"] > 6
+    assert "Pairs: 6 pairs" in capsys.readouterr().out
+
+
+def test_a_run_in_which_all_was_forgotten_at_the_start_ends_at_once_and_says_so(flags, tmp_path, capsys):
+    run_recipe("icu", *flags)
+    assert "every forget item was forgotten at the start" in " ".join(capsys.readouterr().out.split())
+    assert record(tmp_path)["steps"] <= 1
+
+
+def test_a_run_in_which_nothing_is_ever_forgotten_ends_at_the_cap_and_says_so(flags, capsys):
+    run_recipe("icu", *flags, "--iur_bleu", 0, "--iur_bert_f1", 0)
+    output = " ".join(capsys.readouterr().out.split())
+    assert "the stop rule was not reached within 2 epochs, with 6 of 6 forget items active" in output
+
+
+def no_model(*_args, **_kwargs):
+    raise AssertionError("the mistake was to be found before a model is loaded")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--iur_judge", "memory"], r"'memory' compares with .*--reference.*--holdout_split.*--stop_ma"),
+        (["--iur_judge", "none"], r"'none' compares with .*--stop_el"),
+        (["--iur_judge", "psychic"], "invalid choice: 'psychic'"),
+        (["--pair_pool", "FORGET"], "forget texts"),
+        (["--pair_max_overlap", "1"], "--pair_max_overlap.*--pair_pool"),
+        (["--pair_encoder", "bm25", "--pair_index", "x"], "`--pair_index` .* dense"),
+        (["--pair_k", "2", "--pair_rank", "2"], "--pair_rank"),
+        (["--iur_prefixx", "1"], "no flag '--iur_prefixx'. Did you mean '--iur_prefix'"),
+        (["--learn_coef", "-1"], "`learn_coef` is -1"),
+        (["--retain_coef", "2"], "weigh its terms by `learn_coef`"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_a_model_is_loaded(more, message, flags, data, tmp_path, monkeypatch):
+    import re
+
+    monkeypatch.setattr("llm_unlearn.models.load_model", no_model)
+    more = [data / "forget.jsonl" if flag == "FORGET" else flag for flag in more]
+    assert re.search(message, refused("icu", *flags, *more))
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_texts_that_are_shorter_than_their_prompt_are_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("llm_unlearn.models.load_model", no_model)
+    source = write_rows(tmp_path / "rows.jsonl", [{"text": row["answer"]} for row in tiny_rows(9)])
+    message = refused(
+        "icu", "--model", model, "--dataset", source, "--text_column", "text", "--forget_split", "train[0:4]",
+        "--retain_split", "train[4:9]", "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert "Row 0 of the forget set has" in message and "--iur_prefix" in message
+
+
+def test_fewer_pool_texts_than_forget_texts_repeat(flags, tmp_path, capsys):
+    run_recipe("icu", *flags, "--retain_split", "retain[0:2]", "--no_refine", "--max_steps", 1)
+    assert record(tmp_path)["pairing"]["rows"] <= 2
+    assert "6 pairs with" in capsys.readouterr().out
