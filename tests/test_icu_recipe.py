@@ -88,6 +88,37 @@ def test_a_run_in_which_nothing_is_ever_forgotten_ends_at_the_cap_and_says_so(fl
     assert "the stop rule was not reached within 2 epochs, with 6 of 6 forget items active" in output
 
 
+def test_the_paper_preset_is_the_released_code(tmp_path):
+    """Loss, flags, rules and optimiser of the released script for 125M parameters."""
+    from common import ModelArguments, UnlearnArguments, parse
+
+    from llm_unlearn.methods.icu import ICUConfig
+
+    classes = (UnlearnArguments, ICUConfig, ModelArguments)
+    argv = ["--config", "icu-paper", "--model", "unused", "--output_dir", str(tmp_path), "--use_cpu"]
+    data, args, model = parse("icu", argv, *classes)
+    released = {
+        "forget_coef": 1.0, "learn_coef": 0.5, "kl_coef": 1.0, "forget_loss": "ga", "forget_token_scope": "all",
+        "kl_form": "ce", "kl_direction": "fwd", "kl_mask_pad": False, "learning_rate": 5e-6, "adam_beta1": 0.9,
+        "adam_beta2": 0.98, "weight_decay": 0.0, "warmup_steps": 0, "max_grad_norm": 0.0, "seed": 42,
+        "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_length": 200, "refine": True,
+        "iur_judge": "text", "iur_prefix": [100, 150], "iur_context": "prefix", "iur_new_tokens": 50, "iur_beams": 2,
+        "iur_bleu": 0.01, "iur_smoothing": "none", "iur_rule": "or", "iur_reentry": True, "iur_drop_partner": True,
+        "iur_every": 1, "iur_patience": 1, "iur_screen": False, "stop_ma": 0.5994, "stop_el": 0.0499,
+        "stop_rule": "and", "el_n": 10, "el_start": 150, "el_denominator": "label",
+    }  # fmt: skip
+    assert {name: getattr(args, name) for name in released} == released
+    assert args.lr_scheduler_type == "constant" and not model.use_peft
+    pairs = {"pairing": "nearest", "pair_k": 10, "pair_rank": 0, "pair_rotate": False, "pair_max_overlap": None}
+    assert {name: getattr(data, name) for name in pairs} == pairs and data.pair_text_slice == [100, 200]
+    # What the preset states are also the defaults, but for what belongs to a model or to full weights.
+    own = {"learning_rate", "seed", "max_length", "stop_ma", "stop_el", "adam_beta2", "weight_decay", "warmup_steps",
+           "max_grad_norm", "gradient_accumulation_steps", "iur_new_tokens"}  # fmt: skip
+    plain = ICUConfig(output_dir=str(tmp_path), use_cpu=True)
+    shared = released.keys() - own
+    assert {name: getattr(plain, name) for name in shared} == {name: released[name] for name in shared}
+
+
 def no_model(*_args, **_kwargs):
     raise AssertionError("the mistake was to be found before a model is loaded")
 

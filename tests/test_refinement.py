@@ -47,8 +47,7 @@ def test_a_question_is_asked_and_its_answer_compared(tmp_path):
     assert probes.references == [row["answer"] for row in tiny_rows(3)]
     assert probes.caps == [len(item.answer_ids) for item in items]
     assert probes.reads_everything
-    memory = Probes.of(items, config(tmp_path, iur_judge="memory"), TOKENIZE)
-    assert memory.caps == [math.ceil(1.5 * len(item.answer_ids)) + 16 for item in items], "as evaluations do"
+    assert Probes.of(items, config(tmp_path, iur_new_tokens=7), TOKENIZE).caps == [7] * 3
     assert Probes.of(items, config(tmp_path, el_n=30), TOKENIZE).n_without_el == 3
 
 
@@ -365,6 +364,11 @@ def test_the_partner_stays_where_it_is_told_to(tmp_path):
     trainer, _ = refined(tmp_path, {1, 2}, {1, 2}, iur_drop_partner=False, num_train_epochs=1)
     trainer.train()
     assert trainer.sampler.weights == ItemWeights([1.0, 0.0, 0.0, 1.0], [1.0] * 4)
+    trainer, _ = refined(tmp_path, {1, 2}, {0, 1, 2, 3}, iur_drop_partner=False, num_train_epochs=1)
+    trainer.train()
+    assert trainer.sampler.weights == ItemWeights([0.0] * 4, [0.0] * 4), (
+        "where nothing is to be forgotten, nothing trains"
+    )
 
 
 def test_the_verdict_before_training_is_ignored_and_the_first_after_an_epoch_counts(tmp_path):
@@ -381,6 +385,17 @@ def test_nothing_is_trained_where_all_was_forgotten_at_the_start(tmp_path):
     assert_equal(trained_weights(trainer.model), before)
     assert refinement.outcome == "every forget item was forgotten at the start, so nothing was trained"
     assert trainer.state.global_step <= 1
+
+
+def test_a_run_that_has_stopped_stays_where_it_is_when_it_is_resumed(tmp_path):
+    options = {"iur_judge": "none", "stop_ma": 1.0, "save_strategy": "epoch"}
+    trainer, first = refined(tmp_path, **options)
+    trainer.train()
+    again, refinement = refined(tmp_path, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_equal(trained_weights(again.model), trained_weights(trainer.model))
+    assert refinement.outcome == first.outcome
+    assert len((tmp_path / FILE_NAME).read_text().splitlines()) == 8
 
 
 def test_a_screened_item_is_doubted_only_where_it_became_more_likely(tmp_path):

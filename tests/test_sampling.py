@@ -1,4 +1,4 @@
-"""Rows that a model writes by itself: a function of seed and count, in the form of the forget set, nothing left behind."""
+"""Rows that a model writes by itself: a function of seed and count, in the form of the forget set."""
 
 import pytest
 import torch
@@ -44,9 +44,8 @@ def test_questions_come_with_the_models_own_answers():
     assert own and all(row.keys() == {"question", "answer"} and row["answer"] for row in own)
     row = own[0]
     prompt = torch.tensor([TOKENIZE({"question": row["question"], "answer": "."}, 0).prompt_ids])
-    written = model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False, pad_token_id=1, eos_token_id=[0, 1]
-    )  # fmt: skip
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 1, "eos_token_id": [0, 1]}
+    written = model.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
     assert TOKENIZE.decode(written[0, prompt.shape[1] :].tolist()) == row["answer"]
 
 

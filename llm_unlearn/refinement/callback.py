@@ -100,6 +100,7 @@ class IterativeRefinement(TrainerCallback, ExportableState):
                 "seconds": self._seconds,
                 "thresholds": None if self.thresholds is None else vars(self.thresholds),
                 "bert_f1": self.bert_f1,
+                "outcome": self.outcome,
             },
         }
 
@@ -107,6 +108,9 @@ class IterativeRefinement(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._restore(state)
+        if self.outcome is not None:
+            self._end(control, self.outcome)
+            return
         self._prepare()
         if state.global_step == 0:
             # ICU ignores the verdict of this look; only where nothing is left to forget there is nothing to do.
@@ -139,7 +143,7 @@ class IterativeRefinement(TrainerCallback, ExportableState):
     def _restore(self, state: TrainerState) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes")
         path = Path(self.config.output_dir) / FILE_NAME
-        self.outcome = None
+        self.outcome = saved["outcome"] if saved else None
         if not saved:
             self._begin_anew()
             if process_state().is_main_process:
@@ -186,11 +190,11 @@ class IterativeRefinement(TrainerCallback, ExportableState):
         if epochs % self.config.iur_every:
             return
         look = self._look(state)
-        self._weigh()
         if stop_reached(look, self.thresholds, self.config.stop_rule):
             self._end(control, f"the stop rule was reached after {epochs} epochs: {self._against_thresholds(look)}")
         elif not any(self.active):
             self._end(control, f"no forget item was active any more after {epochs} epochs")
+        self._weigh()
 
     def _look(self, state: TrainerState) -> Look:
         began = time.perf_counter()
@@ -219,12 +223,14 @@ class IterativeRefinement(TrainerCallback, ExportableState):
         return {i for i, active in enumerate(self.active) if not active and look.loss[i] >= self._loss_when_judged[i]}
 
     def _weigh(self) -> None:
-        flags = [float(active) for active in self.active]
-        keeps_partners = not self.config.iur_drop_partner and any(self.active)
+        # The Trainer takes a step before it looks whether to stop, which must be an empty one.
+        flags = [float(active and self.outcome is None) for active in self.active]
+        keeps_partners = not self.config.iur_drop_partner and any(flags)
         self._trainer.sampler.weights = ItemWeights(flags, [1.0] * len(flags) if keeps_partners else flags)
 
     def _end(self, control: TrainerControl, outcome: str) -> None:
         self.outcome = outcome
+        self._weigh()
         control.should_training_stop = True
 
     def _report(self, look: Look, state: TrainerState, seconds: float) -> None:

@@ -22,8 +22,8 @@ class RefinementConfig:
             follows is the suffix. Question-answer data have questions and answers instead.
         iur_context (`str`, defaults to "prefix"): of plain text, whether the prompt is the "prefix" alone or "full",
             all that stands before the suffix, which is the stronger attack (ours).
-        iur_new_tokens (`int`, *optional*): tokens to generate. Unset: as many as the suffix has (50 in the released
-            code), or the answer; under the judge "memory" 1.5 times the answer plus 16, as in evaluations.
+        iur_new_tokens (`int`, *optional*): tokens to generate. Unset: as many as the suffix (50 in the released code)
+            or the true answer has. Evaluations let a model go on for longer, which can only raise ROUGE-L recall.
         iur_beams (`int`, defaults to 2): beams of the generation; 1 is greedy, faster, and can reuse the scores.
         iur_bleu (`float`, defaults to 0.01), iur_bert_f1 (`float`, *optional*): thresholds of the judge "text". The
             second belongs to its encoder. Unset: 0.3 with the paper's, bert-base-uncased; with any other the 95th

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
-from llm_unlearn.evaluation.outputs.generation import new_token_cap
 from llm_unlearn.refinement.config import RefinementConfig
 
 
@@ -44,7 +43,7 @@ class Probes:
         return cls(
             whole=list(items),
             asked=asked,
-            caps=[_cap(len(suffix), config) for suffix in suffixes],
+            caps=[config.iur_new_tokens or len(suffix) for suffix in suffixes],
             continued=[_continued(item, config) for item in items],
             references=[tokenizer.decode(suffix) for suffix in suffixes],
             reads_everything=all(item.prompt_length for item in items) or config.iur_context == "full",
@@ -72,13 +71,6 @@ def _asked(item: TokenizedItem, config: RefinementConfig) -> TokenizedItem:
     first = 0 if config.iur_context == "full" else start
     ids = item.input_ids[first:end]
     return TokenizedItem(item.index, ids, stop - first, has_end=item.has_end and end >= len(item.input_ids))
-
-
-def _cap(suffix: int, config: RefinementConfig) -> int:
-    if config.iur_new_tokens is not None:
-        return config.iur_new_tokens
-    # As in evaluations, whose texts the threshold of this judge comes from.
-    return new_token_cap(suffix, suffix + 200) if config.iur_judge == "memory" else suffix
 
 
 def _continued(item: TokenizedItem, config: RefinementConfig) -> TokenizedItem | None:
