@@ -1,11 +1,11 @@
 """The model card of an adapter folder: what was asked, what was done, what was measured, and what was not."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from llm_unlearn.evaluation.report import EvalReport
 from llm_unlearn.methods import METHODS
+from llm_unlearn.paths import public_name
 
 
 def model_card(record: Mapping[str, Any], report: EvalReport | None) -> str:
@@ -19,7 +19,7 @@ def model_card(record: Mapping[str, Any], report: EvalReport | None) -> str:
     method = METHODS[record["method"]]
     base = record["base"]
     # The hub refuses a card whose base is no hub id, and a path may tell whose machine it was.
-    source = _name(base["source"])
+    source = public_name(base["source"])
     header = [
         "---",
         *([f"base_model: {source}"] if source == base["source"] else []),
@@ -36,7 +36,7 @@ def model_card(record: Mapping[str, Any], report: EvalReport | None) -> str:
     asked = (
         f"Request `{request['id']}` (SHA-256 `{request['hash']}`), {data['forget']['rows']} forget rows."
         if request
-        else f"{data['forget']['rows']} rows, `{data['forget']['split']}` of `{_name(data['dataset'])}` "
+        else f"{data['forget']['rows']} rows, `{data['forget']['split']}` of `{public_name(data['dataset'])}` "
         f"(SHA-256 `{data['forget']['sha256']}`)."
     )
     retain = data["retain"]
@@ -81,11 +81,6 @@ from llm_unlearn import load_model, load_tokenizer
 model = load_model("this folder")  # base and adapter; or peft.PeftModel.from_pretrained(base, "this folder")
 ```
 """
-
-
-def _name(source: str) -> str:
-    """A hub id as it is, of a local path only the last part."""
-    return Path(source).name if Path(source).exists() else source
 
 
 def _evaluation(report: EvalReport) -> str:

@@ -167,6 +167,18 @@ class PairingFlags:
     )
 
     def __post_init__(self) -> None:
+        # Only what names rows or files: the others may stand in a preset beside which `--pairing random` is given.
+        named = [flag for flag in ("pair_pool", "pair_pool_split", "pair_index") if getattr(self, flag)]
+        if self.pairing == "random" and named:
+            raise ValueError(
+                f"`--{named[0]}` is for neighbours, and `--pairing random` looks for none: add `--pairing nearest`, or "
+                "drop the flag."
+            )
+        if self.pair_pool == "self" and self.pair_pool_split:
+            raise ValueError(
+                f"`--pair_pool_split` is {self.pair_pool_split!r}, and the texts of `--pair_pool self` have no splits: "
+                "drop it, or name a pool of rows."
+            )
         if not 0 <= self.pair_rank < self.pair_k:
             raise ValueError(
                 f"`--pair_rank` is {self.pair_rank} and `--pair_k` {self.pair_k}: give at least one neighbour to look "

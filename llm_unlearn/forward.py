@@ -117,9 +117,9 @@ def answer_logits(
     return AnswerLogits(logits, answer_targets(labels), answer_rows(labels), labels.shape[0])
 
 
-def concatenate(halves: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack right-padded batches of different lengths into one, so that one forward serves them all."""
-    length = max(half["input_ids"].shape[1] for half in halves)
+def concatenate(halves: Sequence[dict[str, Tensor]], length: int = 0) -> dict[str, Tensor]:
+    """Stack right-padded batches of different lengths into one of at least `length`; one forward serves them all."""
+    length = max(length, *(half["input_ids"].shape[1] for half in halves))
     fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
     return {
         key: torch.cat([nn.functional.pad(half[key], (0, length - half[key].shape[1]), value=value) for half in halves])

@@ -89,6 +89,8 @@ class DivergenceGuard(TrainerCallback, ExportableState):
         retain = losses.get("loss/retain")
         if retain is not None:
             if self.start_retain is None:
+                if retain == 0:  # no row of this step counted
+                    return None
                 self.start_retain = retain
             limit = args.max_retain_loss
             if limit is None:

@@ -204,10 +204,19 @@ def _load(source: str | None, encoder: str) -> tuple[Any, Any]:
     """Model and tokenizer, as far as they are needed."""
     if source is None:
         return None, None
-    from llm_unlearn.models import check_source, load_model, load_tokenizer
+    from llm_unlearn.models import check_source, load_tokenizer
 
     check_source(source)
-    return load_model(source) if encoder == "model" else None, load_tokenizer(source)
+    return _load_model(source) if encoder == "model" else None, load_tokenizer(source)
+
+
+def _load_model(source: str) -> nn.Module:
+    """On the device of this process; a quantised model was put there as it was loaded, and cannot be moved."""
+    from llm_unlearn.evaluation.outputs.sharding import process_state
+    from llm_unlearn.models import load_model
+
+    model = load_model(source)
+    return model if getattr(model.config, "quantization_config", None) else model.to(process_state().device)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase | None) -> TextTokens:

@@ -46,6 +46,16 @@ def _bundled(in_wheel: str, in_checkout: str) -> Path:
     )
 
 
+def public_name(source: str) -> str:
+    """What may be published of a source: a hub id as it is, of a local path only the last part; folders are personal.
+
+    Args:
+        source: hub id, or a path: it exists on this machine, or begins with `.`, `/` or `~`.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(source)))
+    return path.name if path.exists() or source.startswith((".", "/", "~")) else source
+
+
 def cache_dir() -> Path:
     """Where built things are kept: `LLM_UNLEARN_CACHE`, or `llm-unlearn` in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llm-unlearn"

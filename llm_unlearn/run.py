@@ -218,8 +218,8 @@ def plan_refinement(
     """
     # EL_n is in reports of the full tier alone.
     suite = make_evaluator(tokenizer, data, args, flags.suite("full"), flags.eval_retain_rows)
-    holdout = next((eval_set.items for eval_set in suite.sets if eval_set.name == "holdout"), ())
     tokenize = ExampleTokenizer(tokenizer, args.system_prompt, args.max_length)
+    holdout = next((tokenize.all(eval_set.rows) for eval_set in suite.sets if eval_set.name == "holdout"), ())
     reference = reference_report(flags, data, suite, bed, cache)
     return RefinementPlan.of(args, tokenize.all(data.forget), tokenize, reference, holdout)
 
@@ -277,7 +277,7 @@ def run_record(
         own -= {f.name for f in fields(RefinementConfig)} - {"refine"}
     shared = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "weight_decay",
               "gradient_accumulation_steps", "warmup_steps", "lr_scheduler_type", "max_grad_norm",
-              "train_sampling_strategy")  # fmt: skip
+              "adam_beta1", "adam_beta2", "train_sampling_strategy")  # fmt: skip
     return {
         "method": method,
         "arguments": {name: _plain(getattr(args, name)) for name in (*shared, *sorted(own - set(shared)))},

@@ -240,6 +240,12 @@ class UnlearningTrainer(Trainer):
 
     def _retain_term(self, model: nn.Module, inputs: dict[str, dict[str, Tensor]], parts: dict[str, Tensor]) -> Tensor:
         half = counted_rows(inputs["retain"])
+        if self.retain_everywhere:
+            # Of one length in every batch, or the mean over all positions would depend on who shares a batch.
+            half = concatenate([half], max(len(item.input_ids) for item in self.train_dataset.retain)) | {
+                "index": half["index"],
+                "weight": half["weight"],
+            }
         # Reference first: no adapter is switched between a forward that builds a graph and its backward.
         reference = self._reference_logits(model, half) if self.args.needs_reference_logits else None
         answers = answer_logits(model, self._unwrapped(model), half, self.retain_everywhere)

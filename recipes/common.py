@@ -282,6 +282,9 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     model_identity = identity(model, base["fingerprint"])
     set_seed(args.seed)
     if nearest and partners is None:
+        # The Trainer would move it, only later; a quantised model is there already, and cannot be moved.
+        if not quantization:
+            model.to(args.device)
         partners = find_partners(
             data_args, data_args, data.forget, data_args.retain_split, tokenize, model, args.seed, main_process
         )

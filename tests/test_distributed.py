@@ -39,9 +39,12 @@ def test_two_processes_train_what_one_trains(name, two_processes, tmp_path):
     assert_equal(*weights)
 
     one_weights, one_lines, one_eval_loss, one_looks = train(name, tmp_path, processes=1)
-    assert len(one_lines) == 6
-    assert bool(one_looks) == (name == "refined")
-    if one_looks:
+    # The stop rule ends one of the runs after its first epoch.
+    assert len(one_lines) == (3 if name == "stopped" else 6)
+    assert bool(one_looks) == (name in ("refined", "stopped"))
+    if name == "stopped":
+        assert one_looks[-1][-1].startswith("the stop rule was reached after 1 epochs")
+    if name == "refined":
         assert {row[2] for row in one_looks[10:20]} == {True, False}, "the second epoch trains on some of the rows"
     for rank in ranks:
         assert rank["looks"] == one_looks

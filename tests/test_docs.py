@@ -157,6 +157,8 @@ def known_flags(words):
     assert (ROOT / script).is_file(), f"there is no {script}"
     if script == "eval/tofu.py":
         return own | eval_flags()
+    if script == "eval/thresholds.py":
+        return own | names_of(runpy.run_path(str(ROOT / script))["ThresholdArguments"])
     if script == "eval/lm_harness.py":
         return own | names_of(runpy.run_path(str(ROOT / script))["HarnessArguments"])
     if script.startswith("recipes/"):

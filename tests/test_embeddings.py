@@ -126,8 +126,12 @@ def test_an_identical_text_has_f1_one_and_others_less():
 
 @pytest.fixture(scope="module")
 def bert_folder(tmp_path_factory):
-    """A random BERT of four layers and its tokenizer, in a folder that is named like the real one."""
-    folder = tmp_path_factory.mktemp("hub") / "bert-base-uncased"
+    """A random BERT in a folder that is named like the real one."""
+    return save_bert(tmp_path_factory.mktemp("hub") / "bert-base-uncased")
+
+
+def save_bert(folder):
+    """Write a random BERT of four layers and its tokenizer."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     words = sorted({word for text in TEXTS for word in text.split()})
     vocabulary = {word: i for i, word in enumerate([*special, *words])}

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 from recipe import refused, run_recipe, save_tiny_model, tiny_data, write_rows
-from tiny import tiny_rows
+from tiny import tiny_model, tiny_rows
+from transformers import BitsAndBytesConfig, TrainingArguments
 
 from llm_unlearn.refinement.callback import FILE_NAME
 
@@ -33,12 +35,15 @@ def record(tmp_path):
 
 @pytest.mark.parametrize("method", ["npo", "simnpo", "grad_ascent", "idk_dpo"])
 def test_any_objective_can_be_refined(method, flags, tmp_path, capsys):
-    run_recipe(method, *flags, "--refine", "--iur_bleu", 0, "--iur_bert_f1", 0.1, "--iur_beams", 1)
+    run_recipe(method, *flags, "--refine", "--iur_bleu", 0, "--iur_bert_f1", 0.2, "--iur_beams", 1)
     refinement = record(tmp_path)["refinement"]
-    assert (refinement["judge"], refinement["encoder"], refinement["bert_f1"]) == ("text", "model", 0.1)
+    assert (refinement["judge"], refinement["encoder"], refinement["bert_f1"]) == ("text", "model", 0.2)
     assert refinement["outcome"] and refinement["outcome"] in " ".join(capsys.readouterr().out.split())
-    assert len((tmp_path / "out" / FILE_NAME).read_text().splitlines()) % 6 == 0
-    assert record(tmp_path)["arguments"]["iur_bert_f1"] == 0.1
+    looks = [json.loads(line) for line in (tmp_path / "out" / FILE_NAME).read_text().splitlines()]
+    assert len(looks) == 3 * 6, "before training and after two epochs"
+    assert {look["active"] for look in looks[:6]} == {True, False}
+    assert all(look["active"] == (look["bert_f1"] >= 0.2) for look in looks)
+    assert record(tmp_path)["arguments"]["iur_bert_f1"] == 0.2
 
 
 def test_a_run_without_refinement_says_nothing_of_it(flags, tmp_path):
@@ -113,7 +118,7 @@ def test_the_paper_preset_is_the_released_code(tmp_path):
     assert {name: getattr(data, name) for name in pairs} == pairs and data.pair_text_slice == [100, 200]
     # What the preset states are also the defaults, but for what belongs to a model or to full weights.
     own = {"learning_rate", "seed", "max_length", "stop_ma", "stop_el", "adam_beta2", "weight_decay", "warmup_steps",
-           "max_grad_norm", "gradient_accumulation_steps", "iur_new_tokens"}  # fmt: skip
+           "max_grad_norm", "gradient_accumulation_steps", "iur_new_tokens", "forget_token_scope"}  # fmt: skip
     plain = ICUConfig(output_dir=str(tmp_path), use_cpu=True)
     shared = released.keys() - own
     assert {name: getattr(plain, name) for name in shared} == {name: released[name] for name in shared}
@@ -132,6 +137,8 @@ def no_model(*_args, **_kwargs):
         (["--pair_pool", "FORGET"], "forget texts"),
         (["--pair_max_overlap", "1"], "--pair_max_overlap.*--pair_pool"),
         (["--pair_encoder", "bm25", "--pair_index", "x"], "`--pair_index` .* dense"),
+        (["--pairing", "random", "--pair_pool", "x"], "`--pair_pool` is for neighbours.* `--pairing nearest`"),
+        (["--pair_pool", "self", "--pair_pool_split", "x"], "`--pair_pool_split` is 'x'.* no splits"),
         (["--pair_k", "2", "--pair_rank", "2"], "--pair_rank"),
         (["--iur_prefixx", "1"], "no flag '--iur_prefixx'. Did you mean '--iur_prefix'"),
         (["--learn_coef", "-1"], "`learn_coef` is -1"),
@@ -154,10 +161,28 @@ def test_texts_that_are_shorter_than_their_prompt_are_refused(model, tmp_path, m
         "icu", "--model", model, "--dataset", source, "--text_column", "text", "--forget_split", "train[0:4]",
         "--retain_split", "train[4:9]", "--output_dir", tmp_path / "out",
     )  # fmt: skip
-    assert "Row 0 of the forget set has" in message and "--iur_prefix" in message
+    assert "Row 0 of the forget rows has" in message and "--iur_prefix" in message
 
 
 def test_fewer_pool_texts_than_forget_texts_repeat(flags, tmp_path, capsys):
     run_recipe("icu", *flags, "--retain_split", "retain[0:2]", "--no_refine", "--max_steps", 1)
     assert record(tmp_path)["pairing"]["rows"] <= 2
     assert "6 pairs with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_partners_that_need_the_model_are_found_on_the_runs_device(quantised, flags, monkeypatch):
+    """On a device that every machine has: one without memory. A quantised model lies where it was loaded to."""
+    model = tiny_model()
+    if quantised:
+        model.config.quantization_config = BitsAndBytesConfig(load_in_8bit=True)
+
+    def found(pairing, data, forget, split, tokenizer, model=None, *_):
+        raise ValueError(f"asked on {model.device.type}")
+
+    monkeypatch.setattr("llm_unlearn.models.load_model", lambda *_, **__: model)
+    monkeypatch.setattr("llm_unlearn.partners.find_partners", found)
+    monkeypatch.setattr(
+        TrainingArguments, "device", property(lambda args: args._setup_devices and torch.device("meta"))
+    )
+    assert refused("icu", *flags, "--pair_encoder", "model") == f"asked on {'cpu' if quantised else 'meta'}"

@@ -144,6 +144,27 @@ def test_dataset_errors():
         ForgetRetainDataset(make_items(3), (), [make_items(1)] * 2)
 
 
+@pytest.mark.parametrize(
+    ("partners", "said"),
+    [
+        ([[0], [1]], "2 lists of retain partners were given for 3 forget items"),
+        ([[0], [], [1]], "Forget item 1 has no retain partner"),
+        ([[0], [1], [3, 4]], "Forget item 2 has the retain partner 4, and there are 4 retain items"),
+        ([[0], [-1], [1]], "Forget item 1 has the retain partner -1, and there are 4 retain items"),
+    ],
+)
+def test_partners_that_training_could_not_find_are_refused_at_once(partners, said):
+    with pytest.raises(ValueError, match=said) as raised:
+        ForgetRetainDataset(make_items(3), make_items(4), partners=partners)
+    assert "\n" not in str(raised.value)
+
+
+def test_first_and_last_retain_item_may_be_partners():
+    dataset = ForgetRetainDataset(make_items(2), make_items(4), partners=[[3, 0], [0]])
+    met = [partners(PairSampler(dataset, batch_size=2, seed=0).plan(epoch)) for epoch in range(2)]
+    assert met == [{0: (3, None), 1: (0, None)}, {0: (0, None), 1: (0, None)}]
+
+
 def test_forget_end_token_false_drops_it_from_the_forget_items_alone():
     whole, cut = TokenizedItem(0, [5, 6, 7, 1], 2), TokenizedItem(1, [5, 6, 7, 8], 2, has_end=False)
     dataset = ForgetRetainDataset([whole, cut], [whole], [[whole], [whole]], forget_end_token=False)

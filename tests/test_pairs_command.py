@@ -6,12 +6,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from recipe import save_tiny_model, write_rows
+from tiny import tiny_model
 
-from llm_unlearn import cli
+from llm_unlearn import cli, pairs
 from llm_unlearn.data.tofu import load_tofu
+from llm_unlearn.evaluation.outputs import sharding
 from llm_unlearn.flags import DataFlags, PairingFlags
 from llm_unlearn.pairs import PairsArguments
 
@@ -28,12 +32,23 @@ PAGE = Path(__file__).parents[1] / "docs" / "pairing.md"
         ({"pair_text_slice": [100]}, r"`--pair_text_slice` is \[100\]"),
         ({"pair_text_slice": [200, 100]}, r"`--pair_text_slice` is \[200, 100\]"),
         ({"pair_search": "faiss"}, "sparse"),
-        ({"pair_index": "x", "pair_encoder": "bm25"}, "sparse"),
+        ({"pairing": "nearest", "pair_index": "x", "pair_encoder": "bm25"}, "sparse"),
+        ({"pair_pool": "x"}, "`--pair_pool` is for neighbours.* add `--pairing nearest`"),
+        ({"pair_pool_split": "x"}, "`--pair_pool_split` is for neighbours.* add `--pairing nearest`"),
+        ({"pair_index": "x", "pair_encoder": "model"}, "`--pair_index` is for neighbours.* add `--pairing nearest`"),
+        ({"pairing": "nearest", "pair_pool": "self", "pair_pool_split": "x"}, "`--pair_pool_split` is 'x'.* no splits"),
     ],
 )
 def test_flags_that_cannot_be_meant(flags, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=said) as raised:
         PairingFlags(**flags)
+    assert "\n" not in str(raised.value)
+
+
+def test_flags_of_a_preset_may_stand_beside_random_pairs():
+    """All that a bundled preset has; and all flags together under nearest pairs."""
+    PairingFlags("random", pair_k=3, pair_rank=1, pair_rotate=True, pair_max_overlap=8, pair_text_slice=[100, 200])
+    PairingFlags("nearest", pair_pool="x", pair_pool_split="y", pair_encoder="model", pair_index="z")
 
 
 def test_the_slice_of_the_flags():
@@ -79,6 +94,21 @@ def test_the_command_with_a_model_a_pool_and_an_index(monkeypatch, capsys, tmp_p
     assert (tmp_path / "index" / "index.json").is_file()
 
 
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_model_encodes_where_this_process_runs_and_a_quantised_one_is_left_where_it_is(
+    quantised, monkeypatch, tmp_path
+):
+    """On a device that every machine has: one without memory."""
+    source, model = str(save_tiny_model(tmp_path)), tiny_model()
+    if quantised:
+        model.config.quantization_config = {"load_in_4bit": True}
+    monkeypatch.setattr("llm_unlearn.models.load_model", lambda _: model)
+    monkeypatch.setattr(sharding, "process_state", lambda: SimpleNamespace(device=torch.device("meta")))
+    loaded, _ = pairs._load(source, "model")
+    assert {weight.device.type for weight in loaded.parameters()} == {"cpu" if quantised else "meta"}
+    assert pairs._load(source, "tfidf")[0] is None
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -86,6 +116,7 @@ def test_the_command_with_a_model_a_pool_and_an_index(monkeypatch, capsys, tmp_p
         (["--pair_encoder", "model"], "add `--model`"),
         (["--pair_rank", 12], "`--pair_rank` is 12"),
         (["--forget_split", "forget11"], "Did you mean"),
+        (["--pairing", "random", "--pair_pool", "x"], "add `--pairing nearest`"),
         (["--pair_pool", "/nowhere"], "no file or folder /nowhere"),
         (["--output_file", "{tmp}"], "is a folder"),
         (["--retain_split", "forget10"], "All 80 texts of the pool are forget texts"),

@@ -62,7 +62,9 @@ def test_of_plain_text_the_prefix_is_the_prompt_and_the_rest_the_suffix(tmp_path
     cut = Probes.of(items, config(tmp_path, iur_prefix=[6, 10], iur_new_tokens=5, iur_context="full"), TOKENIZE)
     assert cut.asked[0].prompt_ids == ids[:10] and cut.asked[0].answer_ids == ids[10:15]
     assert cut.caps == [5] * 4 and cut.reads_everything and not cut.asked[0].has_end
-    with pytest.raises(ValueError, match=r"Row 0 .* has \d+ tokens, .* up to token 150: give longer .*--iur_prefix"):
+    with pytest.raises(
+        ValueError, match=r"Row 0 of the forget rows has .* up to token 150: give longer .*--iur_prefix"
+    ):
         Probes.of(items, config(tmp_path), TOKENIZE)
 
 
@@ -448,46 +450,117 @@ def test_a_run_with_a_real_judge(judge, tmp_path):
 # Thresholds.
 
 
-def report(**values):
-    names = {"ma": "forget/ma", "el": "forget/el_10", "rouge_l": "forget/rouge_l_recall"}
+def report(text=None, **values):
+    names = {"ma": "forget/ma", "el": "forget/el_10"}
     record = {"ci95": None, "n": 4, "higher_is_better": False, "range": (0.0, 1.0)}
-    return EvalReport({names[name]: MetricRecord(value, **record) for name, value in values.items()}, [], {})
+    items = [{"set": "forget", "row": i, "text": text} for i in range(3)]
+    metrics = {names[name]: MetricRecord(value, **record) for name, value in values.items()}
+    return EvalReport(metrics=metrics, items=items, provenance={})
 
 
-def test_thresholds_come_from_flags_then_the_retain_model_then_held_out_rows(tmp_path):
-    items, reference = TOKENIZE.all(tiny_rows(3)), report(ma=0.4, el=0.05, rouge_l=0.2)
-    free = {"stop_ma": None, "el_n": 10}
+def long_rows(count):
+    return [
+        {**row, "answer": f"{row['answer']} for many years by the river in the old town"} for row in tiny_rows(count)
+    ]
 
-    def thresholds(reference=None, holdout=(), **options):
-        return RefinementPlan.of(config(tmp_path, **free | options), items, TOKENIZE, reference, holdout).thresholds
 
-    twin = "the retain model's report"
-    assert thresholds(reference, iur_judge="memory") == Thresholds(0.4, 0.05, 0.2, twin)
-    assert thresholds(reference, iur_judge="memory", stop_ma=0.3) == Thresholds(0.3, 0.05, 0.2, twin)
-    assert thresholds(reference) == Thresholds(0.4, 0.05, None, twin)
-    # Another n, or plain text whose EL begins elsewhere, is another number.
-    assert thresholds(reference, holdout=items, iur_judge="memory", el_n=3) is None
+def thresholds(reference=None, holdout=(), rows=None, **options):
+    items = TOKENIZE.all(rows or long_rows(3))
+    return RefinementPlan.of(
+        config(**{"stop_ma": None, "el_n": 10} | options), items, TOKENIZE, reference, holdout
+    ).thresholds
+
+
+TWIN = "the retain model's report"
+
+
+def test_thresholds_come_from_flags_then_the_retain_model_then_held_out_rows():
+    reference, outsiders = report("no", ma=0.4, el=0.05), TOKENIZE.all(long_rows(3))
+    assert thresholds(reference, iur_judge="memory") == Thresholds(0.4, 0.05, 0.0, TWIN)
+    assert thresholds(reference, outsiders, iur_judge="memory", stop_ma=0.3) == Thresholds(0.3, 0.05, 0.0, TWIN)
+    assert thresholds(reference) == Thresholds(0.4, 0.05, None, TWIN)
+    assert thresholds(reference, iur_judge="none", stop_ma=0.3) == Thresholds(0.3, 0.05, None, TWIN)
     assert thresholds(iur_judge="text") == Thresholds()
     assert thresholds(stop_el=0.1) == Thresholds(None, 0.1, None)
+    given = {"stop_ma": 0.3, "stop_el": 0.1}
+    assert thresholds(reference, outsiders, **given) == Thresholds(0.3, 0.1, None, "given")
+    assert thresholds(reference, outsiders, iur_judge="memory", iur_rouge_l=0.2, **given) == Thresholds(0.3, 0.1, 0.2)
+    # Another n, or a report without EL, is no threshold for this run.
+    for unfit, options in ((reference, {"el_n": 3}), (report("no", ma=0.4), {})):
+        assert thresholds(unfit, outsiders, iur_judge="memory", **options) is None
+
+
+def test_the_retain_models_texts_are_cut_to_the_length_of_a_look():
+    """Row 0 has 18 words and an end token; the text finds 4 of them, one behind the cut."""
+    answer = long_rows(1)[0]["answer"].split()
+    assert len(answer) == 18
+    text = " ".join([*answer[:3], *["night"] * 16, answer[3]])
+    (row,) = long_rows(1)
+    item = {"set": "forget", "row": 0, "text": text}
+    reference = EvalReport(metrics=report(ma=0.4, el=0.05).metrics, items=[item], provenance={})
+    found = thresholds(reference, rows=[row], iur_judge="memory")
+    assert found.rouge_l == pytest.approx(3 / 18)
+
+
+def test_missing_thresholds_are_named():
     flags = {"memory": "`--stop_ma` and `--stop_el` and `--iur_rouge_l`", "none": "`--stop_ma` and `--stop_el`"}
     for judge, named in flags.items():
         with pytest.raises(ValueError, match=f"'{judge}' compares .*--reference.*--holdout_split.* or {named}"):
             thresholds(iur_judge=judge)
     with pytest.raises(ValueError, match="--reference"):
-        thresholds(report(ma=0.4, rouge_l=0.2), iur_judge="memory")
+        thresholds(report("no", ma=0.4), iur_judge="memory")
+
+
+def test_an_el_that_no_row_has_is_no_threshold():
+    with pytest.raises(ValueError, match="None of the 3 forget rows has the 50 tokens that EL_50 needs.*--el_start"):
+        thresholds(stop_ma=0.5, stop_el=0.1, el_n=50)
+    short = TOKENIZE.all([{"question": "Who is Ada?", "answer": "a poet"}])
+    with pytest.raises(ValueError, match="None of the 1 held-out rows has the 10 tokens"):
+        thresholds(holdout=short, iur_judge="memory")
+    assert thresholds(stop_ma=0.5, el_n=50, iur_judge="none") == Thresholds(0.5)
 
 
 def test_held_out_rows_are_measured_as_the_forget_rows_will_be(tmp_path):
     args = config(tmp_path, iur_judge="memory", stop_ma=None, iur_beams=1)
-    items, model = TOKENIZE.all(tiny_rows(4, first=40)), tiny_model()
-    found = from_holdout(args, model, items, TOKENIZE, progress=False)
-    look = Look(model, Probes.of(items, args, TOKENIZE), args, TOKENIZE)
+    model, probes = tiny_model(), Probes.of(TOKENIZE.all(tiny_rows(4, first=40)), args, TOKENIZE)
+    found = from_holdout(args, model, probes, TOKENIZE, progress=False)
+    look = Look(model, probes, args, TOKENIZE)
     look.generate(range(4))
     look.extract(range(4))
     assert (found.ma, found.el, found.rouge_l) == (look.mean("ma"), look.mean("el"), look.mean("rouge_l"))
     assert found.source == "4 held-out rows under the model before unlearning"
-    with pytest.raises(ValueError, match="no EL_50.*--holdout_split.*--stop_el"):
-        from_holdout(config(tmp_path, stop_ma=None, el_n=50), model, items, TOKENIZE, progress=False)
+
+
+def test_the_encoder_is_loaded_and_calibration_checked_before_any_model():
+    items = TOKENIZE.all(tiny_rows(1))
+    with pytest.raises(ValueError, match="single row to forget.*--iur_bert_f1"):
+        RefinementPlan.of(config(iur_judge="text"), items, TOKENIZE)
+    assert RefinementPlan.of(config(iur_judge="text", iur_bert_f1=0.4), items, TOKENIZE).bert_f1 == 0.4
+    with pytest.raises(ValueError, match="no/such/encoder.*--iur_encoder model"):
+        RefinementPlan.of(config(iur_judge="text", iur_encoder="no/such/encoder"), items, TOKENIZE)
+
+
+@pytest.mark.parametrize(("name", "f1"), [("bert-base-uncased", 0.3), ("another", None)])
+def test_the_papers_threshold_belongs_to_the_papers_encoder_however_it_is_spelt(name, f1, tmp_path):
+    from test_embeddings import save_bert
+
+    folder = save_bert(tmp_path / name)
+    plan = RefinementPlan.of(config(iur_judge="text", iur_encoder=str(folder)), TOKENIZE.all(tiny_rows(2)), TOKENIZE)
+    assert plan.encoder.name == name and plan.bert_f1 == f1
+
+
+def test_vectors_are_those_of_the_model_before_unlearning_also_where_all_weights_are_trained(tmp_path):
+    never = {"iur_judge": "text", "iur_bleu": 0.0, "iur_bert_f1": 0.0}
+    trainer, refinement = refined(tmp_path, method="icu", lora=False, num_train_epochs=1, **never)
+    trainer.train()
+    encoder = refinement._judge.encoder
+    with refinement._before_unlearning():
+        after = encoder.embed(["Ada was born in Arlen"])[0].vectors
+    before = type(encoder)(tiny_model(), TOKENIZE.tokenizer).embed(["Ada was born in Arlen"])[0].vectors
+    np.testing.assert_allclose(after, before, atol=1e-6)
+    assert any(
+        (w - v).abs().max() > 1e-4 for w, v in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True)
+    )
 
 
 def test_a_full_run_keeps_no_model_to_compare_vectors_with(tmp_path):

@@ -3,10 +3,12 @@
 import dataclasses
 import io
 import json
+from html import unescape
 
 import numpy as np
 import pytest
 from rich.console import Console
+from sample_report import sample_report
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 from tiny_suite import tiny_sets
 
@@ -15,6 +17,7 @@ from llm_unlearn.evaluation import html
 from llm_unlearn.evaluation.evaluator import Evaluator
 from llm_unlearn.evaluation.metrics import SUMMARIES
 from llm_unlearn.evaluation.records import NO_BEFORE, NO_REFERENCE, MetricRecord
+from llm_unlearn.evaluation.rendering import run_notes
 from llm_unlearn.evaluation.report import EvalReport, item_record, versions
 from llm_unlearn.evaluation.sets import EvalSet
 from llm_unlearn.evaluation.summarise import summaries
@@ -273,3 +276,21 @@ def test_beside_an_auc_stands_how_many_are_recognised_for_certain():
     report = EvalReport(metrics={"mia_loss": record})
     assert "| mia_loss | 0.700 [0.600, 0.800]; TPR at 1 % FPR 0.125 |" in report.to_markdown()
     assert "TPR at 1 % FPR 0.125" in html.page(report)
+
+
+def test_the_report_says_how_pairs_were_found_and_how_refinement_ended():
+    report = sample_report()
+    assert not run_notes(report)
+    pairing = {"pool": "retain split", "pool_rows": 720, "encoder": "tfidf"}
+    thresholds = {"ma": 0.634, "el": None, "rouge_l": 0.15, "source": "the retain model's report"}
+    refinement = {"judge": "text", "encoder": "model", "bert_f1": 0.7214, "thresholds": thresholds}
+    refinement["outcome"] = "it ended"
+    run = {"pairing": pairing, "refinement": refinement}
+    told = dataclasses.replace(report, provenance={**report.provenance, "run": run})
+    assert run_notes(told) == [
+        "Each forget row stood beside the nearest of 720 rows (retain split), by the encoder tfidf.",
+        "Refinement by the judge text, BERTScore by the encoder model (F1 0.721): it ended. "
+        "Thresholds: MA 0.634, ROUGE-L 0.150 (the retain model's report).",
+    ]
+    for page in (told.to_markdown(), unescape(html.page(told))):
+        assert all(note in page for note in run_notes(told))

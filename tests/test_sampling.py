@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from llm_unlearn.data.tokenization import ExampleTokenizer
 from llm_unlearn.evaluation.outputs import sampling
@@ -50,8 +51,13 @@ def test_questions_come_with_the_models_own_answers():
 
 
 def test_texts_follow_the_models_distribution():
-    """First tokens against the probabilities of the model, which sampling neither sharpens nor cuts off."""
+    """First tokens against the probabilities of the model, which sampling neither sharpens nor cuts off.
+
+    Instruction models come with a generation config that would.
+    """
     model = tiny_model()
+    own = model.generation_config
+    own.update(do_sample=True, temperature=0.3, top_p=0.5, repetition_penalty=1.5)
     with torch.no_grad():
         p = model(input_ids=torch.tensor([[1]])).logits[0, -1].softmax(-1)
     likely = int(p.argmax())
@@ -59,6 +65,20 @@ def test_texts_follow_the_models_distribution():
     drawn = sampling._sample(model, TOKENIZE, [1], 640, seed=3, max_new_tokens=1, progress=False)
     share = sum(text == word.strip() for text in drawn) / 640
     assert share == pytest.approx(p[likely].item(), abs=4 * (p[likely].item() / 640) ** 0.5)
+    assert model.generation_config is own and own.temperature == 0.3
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "begins", "start"),
+    [(True, False, ["<|user|>"]), (False, False, ["Question:"]), (False, True, ["<|assistant|>", "Question:"])],
+    ids=["chat", "plain", "plain after a begin token"],
+)
+def test_questions_start_as_the_prompts_of_a_run_do(chat_template, begins, start):
+    plain = tiny_tokenizer(chat_template)
+    if begins:
+        plain.bos_token, mark = "<|assistant|>", ("<|assistant|>", plain.convert_tokens_to_ids("<|assistant|>"))
+        plain.backend_tokenizer.post_processor = TemplateProcessing(single="<|assistant|> $A", special_tokens=[mark])
+    assert sampling._question_start(ExampleTokenizer(plain)) == plain.convert_tokens_to_ids(start)
 
 
 def test_a_model_that_writes_nothing_is_told(monkeypatch):

@@ -152,11 +152,12 @@ class ForgetRetainDataset(Dataset):
             (refusals, rewritten answers); empty for a run without.
         forget_end_token: whether the forget half scores the end token. Defaults to True;
             False is the form of the papers that unlearn the answer's words only.
-        partners: for each forget item the positions in `retain` of the items it meets, one per epoch in turn; empty
-            where they are drawn at random.
+        partners: for each forget item the positions in `retain` of the items it meets, at least one, one per epoch in
+            turn; empty where they are drawn at random.
 
     Raises:
-        ValueError: no forget items, or alternates or partners of another number than the forget set.
+        ValueError: no forget items, alternates or partners of another number than the forget set, a forget item
+            without partners, or a partner that is no position in `retain`.
     """
 
     def __init__(
@@ -173,6 +174,15 @@ class ForgetRetainDataset(Dataset):
             raise ValueError(f"{len(alternate)} lists of alternates were given for {len(forget)} forget items.")
         if partners and len(partners) != len(forget):
             raise ValueError(f"{len(partners)} lists of retain partners were given for {len(forget)} forget items.")
+        for row, own in enumerate(partners):
+            if not own:
+                raise ValueError(f"Forget item {row} has no retain partner: give it at least one position in `retain`.")
+            beyond = [position for position in own if not 0 <= position < len(retain)]
+            if beyond:
+                raise ValueError(
+                    f"Forget item {row} has the retain partner {beyond[0]}, and there are {len(retain)} retain items: "
+                    "give positions in `retain`, counted from 0."
+                )
         self.forget = [item if forget_end_token else _without_end(item) for item in forget]
         self.retain = list(retain)
         self.alternate = [list(candidates) for candidates in alternate]

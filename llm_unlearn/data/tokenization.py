@@ -86,7 +86,7 @@ class ExampleTokenizer:
     def __call__(self, example: Mapping[str, Any], index: int) -> TokenizedItem:
         """Tokenise one example in any of the forms of `data.sources`."""
         prompt, answer = self._prompt_and_answer(example)
-        prompt_ids = self._bos(prompt) + self._ids(prompt)
+        prompt_ids = self.ids_of_prompt(prompt)
         if len(prompt_ids) >= self.max_length:
             raise ValueError(
                 f"Row {index} has a prompt of {len(prompt_ids)} tokens, which leaves no room for an answer in "
@@ -104,9 +104,17 @@ class ExampleTokenizer:
         """Text of generated or answer ids, without special tokens and outer white space."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
+    def cut(self, text: str, count: int) -> str:
+        """The first `count` tokens of a text, as text."""
+        return self.decode(self._ids(text)[:count])
+
     def prompt_text(self, example: Mapping[str, Any]) -> str:
         """What stands before the answer, as text."""
         return self._prompt_and_answer(example)[0]
+
+    def ids_of_prompt(self, prompt: str) -> list[int]:
+        """The ids of a `prompt_text` or of its beginning, after the begin token where the tokenizer puts one."""
+        return self._bos(prompt) + self._ids(prompt)
 
     def _prompt_and_answer(self, example: Mapping[str, Any]) -> tuple[str, str]:
         form = form_of(example)

@@ -29,6 +29,7 @@ from llm_unlearn.evaluation.plots import (
     metric_label,
     track,
 )
+from llm_unlearn.evaluation.rendering import run_notes
 from llm_unlearn.evaluation.svg import number
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def page(report: EvalReport) -> str:
             labels=model_labels(report),
             facts=_facts(report.provenance),
             cards=[_card(report, name) for name in HEADLINES if value_in(report.metrics, name) is not None],
-            notes=settings_beside(report),
+            notes=[*settings_beside(report), *run_notes(report)],
             unmeasured=_unmeasured(report),
             plots=[truth_ratios(report), kept_parts(report), per_item(report), plane(report)],
             sets=_by_set(report),

@@ -164,7 +164,28 @@ def _notes(report: EvalReport, shown: Collection[str] | None = None) -> list[str
         for set_name, of_set in report.provenance.get("curtailed", {}).items()
         for what, count in of_set.items()
     ]
-    return [*notes.values(), *counts, *curtailed, *settings_beside(report)]
+    return [*notes.values(), *counts, *curtailed, *settings_beside(report), *run_notes(report)]
+
+
+def run_notes(report: EvalReport) -> list[str]:
+    """How the run that is reported on found its pairs, and how its refinement judged and ended."""
+    run = report.provenance.get("run") or {}
+    pairing, refinement = run.get("pairing"), run.get("refinement")
+    notes = []
+    if pairing:
+        notes.append(
+            f"Each forget row stood beside the nearest of {pairing['pool_rows']} rows ({pairing['pool']}), by the "
+            f"encoder {pairing['encoder']}."
+        )
+    if refinement:
+        encoder = refinement["encoder"]
+        compared = f", BERTScore by the encoder {encoder} (F1 {refinement['bert_f1']:.3f})" if encoder else ""
+        limits = refinement["thresholds"] or {}
+        shown = {"ma": "MA", "el": "EL", "rouge_l": "ROUGE-L"}
+        told = ", ".join(f"{name} {limits[key]:.3f}" for key, name in shown.items() if limits.get(key) is not None)
+        source = f" Thresholds: {told} ({limits['source']})." if told else ""
+        notes.append(f"Refinement by the judge {refinement['judge']}{compared}: {refinement['outcome']}.{source}")
+    return notes
 
 
 def _answer_rows(report: EvalReport, k: int) -> list[list[str]]:

@@ -14,8 +14,9 @@ Paper: Tang et al., arXiv 2407.20271; read in the authors' released code, not in
 
 Badge: *faithful* in losses, coefficients, flags and stop rule (preset `icu-paper`), except that a mean is taken over a
 sequence's tokens first, then over the active sequences: the same where all have one length, as the released data do.
-The released code stores p0 over the vocabulary for all x^l; here it is the same model with the adapter switched off.
-Added: bounded forget losses, the masked and the reversed KL.
+Smaller differences: the stop rule has "at most" for "below", an end token counts where a text has one, generated texts
+are compared without special tokens. The released code stores p0 over the vocabulary for all x^l; here it is the same
+model with the adapter switched off. Added: bounded forget losses, the masked and the reversed KL.
 """
 
 from dataclasses import dataclass, field, replace
@@ -43,14 +44,16 @@ class ICUConfig(AscentConfig):
         forget_loss (`str`, defaults to "ga"): "ga", unbounded ascent, as released; "ga_hinge", ascent up to
             `forget_cap`; "npo", "simnpo" or "unlikelihood", which are bounded by themselves.
         beta (`float`, *optional*): that of "npo" or "simnpo". Unset: 0.1 and 4.5, the values of those papers.
-        forget_token_scope (`str`, defaults to "all"): the forget term over "all" tokens of the sequence, prompt
-            included, or over the "suffix" alone: the answer, or of plain text what follows `iur_prefix`.
+        forget_token_scope (`str`, *optional*): the forget term over "all" tokens of the sequence, prompt included, or
+            over the "suffix" alone: the answer, or of plain text what follows `iur_prefix`. Unset: "all" of plain
+            text, as released, and the answer elsewhere, where the released code says nothing (ours).
         kl_form (`str`, defaults to "ce"): "ce", the cross-entropy to the reference, or "kl". Same gradient; only the
             KL is 0 at the start.
         kl_direction (`str`, defaults to "fwd"): "fwd" is KL(p0 || p), "rev" KL(p || p0) (for `kl_form` "kl").
         kl_mask_pad (`bool`, defaults to False): whether the KL is over the scored tokens only. False, as released: the
-            mean over all positions, those of prompt, padding and after the last token included, so that it depends on
-            how long the batch is.
+            mean over all positions of a sequence as long as the longest to keep, those of prompt and padding and the
+            one after the last token included.
+        forget_cap (`str`, defaults to "ln_vocab"): that of "ga_hinge", see `AscentConfig`.
         refine (`bool`, defaults to True): see `RefinementConfig`.
     """
 
@@ -60,8 +63,9 @@ class ICUConfig(AscentConfig):
         default="ga", metadata={"help": "Forget term; ga is the released code's, the others are bounded."}
     )
     beta: float | None = field(default=None, metadata={"help": "Beta of npo (unset: 0.1) or simnpo (unset: 4.5)."})
-    forget_token_scope: Literal["all", "suffix"] = field(
-        default="all", metadata={"help": "Forget term over all tokens, or over the answer / suffix."}
+    forget_token_scope: Literal["all", "suffix"] | None = field(
+        default=None,
+        metadata={"help": "Forget term over all tokens or the answer / suffix. Unset: all of plain text, else answer."},
     )
     kl_form: Literal["ce", "kl"] = field(default="ce", metadata={"help": "Cross-entropy to the reference, or KL."})
     kl_direction: Literal["fwd", "rev"] = field(
@@ -81,6 +85,13 @@ class ICUConfig(AscentConfig):
             )
         if not (self.learn_coef or self.kl_coef):
             self.retain_coef = 0.0
+        if self.forget_loss != "ga_hinge":
+            if self.forget_cap not in ("ln_vocab", "none"):
+                raise ValueError(
+                    f"`forget_cap` is {self.forget_cap!r} with `forget_loss` {self.forget_loss!r}; it belongs to "
+                    "'ga_hinge'."
+                )
+            self.forget_cap = "none"
         if self.beta is not None and (self.forget_loss not in _BETA or not self.beta > 0):
             raise ValueError(
                 f"`beta` is {self.beta} with `forget_loss` {self.forget_loss!r}; it must be positive and belongs to "
@@ -106,10 +117,24 @@ class ICUTrainer(UnlearningTrainer):
         return self.args.forget_loss == "npo"
 
     def forget_scope(self, items: list[TokenizedItem], args: ICUConfig) -> list[TokenizedItem]:
-        """All tokens, or those of the answer or suffix."""
+        """All tokens, or those of the answer or suffix.
+
+        Raises:
+            ValueError: a plain text ends before its suffix begins.
+        """
+        if args.forget_token_scope is None:
+            return items
         if args.forget_token_scope == "all":
             return [replace(item, prompt_length=0) for item in items]
-        return [replace(item, prompt_length=item.prompt_length or args.iur_prefix[1]) for item in items]
+        scoped = [replace(item, prompt_length=item.prompt_length or args.iur_prefix[1]) for item in items]
+        for item in scoped:
+            if not item.answer_ids:
+                raise ValueError(
+                    f"Row {item.index} of the forget set has {len(item.input_ids)} tokens, none of them after token "
+                    f"{item.prompt_length}, where its suffix begins: give a smaller `--iur_prefix`, or "
+                    "`--forget_token_scope all`."
+                )
+        return scoped
 
     def forget_loss(self, forget: AnswerScores, *, reference_logps: Tensor | None = None, **_: object) -> Tensor:
         """The forget term, per sequence."""

@@ -25,7 +25,7 @@ from transformers.trainer_callback import ExportableState
 
 from llm_unlearn.data.pairing import ItemWeights
 from llm_unlearn.evaluation.metrics.similarity import calibrate_threshold
-from llm_unlearn.evaluation.outputs.embeddings import HiddenStates, HubEncoder
+from llm_unlearn.evaluation.outputs.embeddings import HiddenStates
 from llm_unlearn.evaluation.outputs.sharding import process_state
 from llm_unlearn.files import write_text
 from llm_unlearn.reference import reference_model
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from llm_unlearn.trainer import UnlearningTrainer
 
 FILE_NAME = "refinement.jsonl"
-_PAPERS_ENCODER, _PAPERS_F1 = "bert-base-uncased", 0.3
 
 
 class IterativeRefinement(TrainerCallback, ExportableState):
@@ -71,7 +70,9 @@ class IterativeRefinement(TrainerCallback, ExportableState):
         self._holdout = plan.holdout
         self._judge: Judge = NoJudge()
         self._begin_anew()
-        compares = self.config.iur_judge == "text" and self.config.iur_encoder == "model"
+        self._encoder = plan.encoder
+        self._given_f1 = plan.bert_f1
+        compares = self.config.iur_judge == "text" and plan.encoder is None
         if compares and trainer.ref_model is None and not isinstance(trainer.model, PeftModel):
             raise ValueError(
                 "BERTScore compares vectors of the model before unlearning, which a run that trains all weights does "
@@ -158,8 +159,10 @@ class IterativeRefinement(TrainerCallback, ExportableState):
         self.bert_f1 = saved["bert_f1"]
         if path.is_file() and process_state().is_main_process:
             # Looks of later steps will be taken again.
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= self._looked_at_step))
+            # Not `splitlines`, which breaks at more than line feeds; what follows the last one was cut by a kill.
+            *lines, _ = path.read_text(encoding="utf-8").split("\n")
+            kept = [line for line in lines if json.loads(line)["step"] <= self._looked_at_step]
+            write_text(path, "".join(f"{line}\n" for line in kept))
 
     def _prepare(self) -> None:
         """Thresholds and judge; what must be measured is measured under the model before unlearning."""
@@ -170,14 +173,11 @@ class IterativeRefinement(TrainerCallback, ExportableState):
         if config.iur_judge == "memory":
             self._judge = MemoryJudge(self.thresholds)
         if config.iur_judge == "text":
-            papers = config.iur_encoder.removeprefix("google-bert/") == _PAPERS_ENCODER
-            if config.iur_encoder == "model":
-                encoder = HiddenStates(self._unwrapped(), tokenize.tokenizer, progress=False)
-            else:
-                encoder = HubEncoder(config.iur_encoder, progress=False)
-            self.bert_f1 = config.iur_bert_f1 if self.bert_f1 is None else self.bert_f1
-            if self.bert_f1 is None and papers:
-                self.bert_f1 = _PAPERS_F1
+            # Where all weights are trained, the model before unlearning is another one.
+            before = self._trainer.ref_model or self._unwrapped()
+            encoder = self._encoder or HiddenStates(before, tokenize.tokenizer, progress=False)
+            if self.bert_f1 is None:
+                self.bert_f1 = self._given_f1
             if self.bert_f1 is None:
                 with self._before_unlearning():
                     vectors = encoder.embed(self.probes.references)
@@ -270,7 +270,7 @@ class IterativeRefinement(TrainerCallback, ExportableState):
         """What a run's record says of its refinement; JSON."""
         return {
             "judge": self.config.iur_judge,
-            "encoder": self.config.iur_encoder if self.config.iur_judge == "text" else None,
+            "encoder": (self._encoder.name if self._encoder else "model") if self.config.iur_judge == "text" else None,
             "bert_f1": self.bert_f1,
             "thresholds": None if self.thresholds is None else vars(self.thresholds),
             "active": sum(self.active),

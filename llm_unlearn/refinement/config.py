@@ -40,11 +40,11 @@ class RefinementConfig:
         iur_patience (`int`, defaults to 1): looks in a row that must find an item forgotten before it is left out.
         iur_screen (`bool`, defaults to False): generate for a forgotten item only where teacher forcing finds it more
             likely than when it was judged (ours; nearly all of a look's time late in a run).
-        stop_ma, stop_el (`float`, *optional*): the run stops when the forget set's mean MA and mean EL_n are below
+        stop_ma, stop_el (`float`, *optional*): the run stops when the forget set's mean MA and mean EL_n are at most
             these. Unset: the retain model's, from `--reference`; without one those of the holdout rows under the model
             before unlearning; without both there is no such rule, which only the judge "text" allows. The released
             code has GPT-Neo's .5994 and .0499, which say nothing about another model: preset `icu-paper`.
-        stop_rule (`str`, defaults to "and"): whether both must be below, or one ("or").
+        stop_rule (`str`, defaults to "and"): whether both must be reached, or one ("or").
         el_n (`int`, defaults to 10): length of the n-grams of EL.
         el_start (`int`, defaults to 150): of plain text, the first prefix length of EL_n; 1 is Jang et al.'s
             (arXiv 2210.01504). In question-answer data it is the beginning of the answer.
@@ -92,12 +92,12 @@ class RefinementConfig:
         default=False, metadata={"help": "Generate for forgotten items only where they have become more likely."}
     )
     stop_ma: float | None = field(
-        default=None, metadata={"help": "Mean MA below which to stop. Unset: the retain model's, or holdout rows'."}
+        default=None, metadata={"help": "Mean MA at which to stop. Unset: the retain model's, or holdout rows'."}
     )
     stop_el: float | None = field(
-        default=None, metadata={"help": "Mean EL_n below which to stop. Unset: the retain model's, or holdout rows'."}
+        default=None, metadata={"help": "Mean EL_n at which to stop. Unset: the retain model's, or holdout rows'."}
     )
-    stop_rule: Literal["and", "or"] = field(default="and", metadata={"help": "Whether both must be below, or one."})
+    stop_rule: Literal["and", "or"] = field(default="and", metadata={"help": "Whether both must be reached, or one."})
     el_n: int = field(default=10, metadata={"help": "Length of the n-grams of EL."})
     el_start: int = field(default=150, metadata={"help": "Of plain text: first prefix length of EL."})
     el_denominator: Literal["label", "generated"] = field(

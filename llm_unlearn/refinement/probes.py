@@ -22,6 +22,7 @@ class Probes:
         continued: prompt and the text of EL_n; None where it has fewer than n tokens and so no EL_n.
         references: the suffixes as text.
         reads_everything: whether prompts hold all that stands before the suffix, so that scores tell how they go on.
+        name: what the rows are, for messages.
     """
 
     whole: list[TokenizedItem]
@@ -30,15 +31,22 @@ class Probes:
     continued: list[TokenizedItem | None]
     references: list[str]
     reads_everything: bool
+    name: str = "forget rows"
 
     @classmethod
-    def of(cls, items: Sequence[TokenizedItem], config: RefinementConfig, tokenizer: ExampleTokenizer) -> "Probes":
-        """Cut the items.
+    def of(
+        cls,
+        items: Sequence[TokenizedItem],
+        config: RefinementConfig,
+        tokenizer: ExampleTokenizer,
+        name: str = "forget rows",
+    ) -> "Probes":
+        """Cut the items, which messages call `name`.
 
         Raises:
             ValueError: a plain text is too short to have a suffix.
         """
-        asked = [_asked(item, config) for item in items]
+        asked = [_asked(item, config, name) for item in items]
         suffixes = [item.input_ids[item.prompt_length :] for item in asked]
         return cls(
             whole=list(items),
@@ -47,6 +55,7 @@ class Probes:
             continued=[_continued(item, config) for item in items],
             references=[tokenizer.decode(suffix) for suffix in suffixes],
             reads_everything=all(item.prompt_length for item in items) or config.iur_context == "full",
+            name=name,
         )
 
     def __len__(self) -> int:
@@ -58,13 +67,13 @@ class Probes:
         return sum(item is None for item in self.continued)
 
 
-def _asked(item: TokenizedItem, config: RefinementConfig) -> TokenizedItem:
+def _asked(item: TokenizedItem, config: RefinementConfig, name: str) -> TokenizedItem:
     if item.prompt_length:
         return item
     start, stop = config.iur_prefix
     if len(item.input_ids) <= stop:
         raise ValueError(
-            f"Row {item.index} of the forget set has {len(item.input_ids)} tokens, but refinement reads its prompt up "
+            f"Row {item.index} of the {name} has {len(item.input_ids)} tokens, but refinement reads its prompt up "
             f"to token {stop}: give longer texts, or a smaller `--iur_prefix` (first and last+1 token)."
         )
     end = len(item.input_ids) if config.iur_new_tokens is None else stop + config.iur_new_tokens

@@ -28,6 +28,7 @@ RUNS = {
     "checkpointed": ("npo", {"retain_loss": "kl", "activation_checkpointing": True}),
     "full": ("npo", {"lora": False}),
     "refined": ("icu", {"refine": True, "kl_mask_pad": True, "learning_rate": 1e-2, **REFINEMENT}),
+    "stopped": ("npo", {"refine": True, "iur_judge": "none", "stop_ma": 0.2, "stop_el": 0.2, "el_n": 2}),
     "resumed": ("idk_dpo", {"save_strategy": "steps", "save_steps": 4, "save_total_limit": None}),
     "resumed_full": ("npo", {"lora": False, "save_strategy": "steps", "save_steps": 4, "save_total_limit": None}),
 }

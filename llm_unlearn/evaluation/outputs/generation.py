@@ -153,7 +153,7 @@ def beam_search(
         shapes = [(items[row].prompt_length, cap) for row in rows]
         batches += [[rows[position] for position in batch] for batch in form_batches(shapes, budget)]
     costs = [caps[batch[0]] for batch in batches]
-    with evaluating(unwrapped), _blank_generation_config(bare):
+    with evaluating(unwrapped), blank_generation_config(bare):
         written = run_sharded(run, batches, costs, f"answering {name}", progress)
     return [_answer(ids, tokenizer, end_ids) for ids in written]
 
@@ -187,7 +187,7 @@ def _require_prompts(items: Sequence[TokenizedItem], name: str) -> None:
 
 
 @contextmanager
-def _blank_generation_config(model: PreTrainedModel) -> Iterator[None]:
+def blank_generation_config(model: PreTrainedModel) -> Iterator[None]:
     """Without the model's own generation config: `generate` fills what its argument leaves open from there."""
     own = model.generation_config
     model.generation_config = GenerationConfig()

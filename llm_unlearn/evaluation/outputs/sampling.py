@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from llm_unlearn.data.tokenization import ExampleTokenizer
-from llm_unlearn.evaluation.outputs.generation import generate
+from llm_unlearn.evaluation.outputs.generation import blank_generation_config, generate
 from llm_unlearn.evaluation.outputs.sharding import device_of, evaluating, run_sharded, without_peft
 
 # Rows sampled together; part of what a seed means.
@@ -35,8 +35,8 @@ def sample_rows(
 ) -> list[dict[str, str]]:
     """Rows in the form of the forget set, written by the model: ``{"text"}``, or ``{"question", "answer"}``.
 
-    Drawn from the model's own distribution (temperature 1, nothing cut off), a pure function of model, seed and count
-    on one machine, on however many processes.
+    Drawn from the model's own distribution (temperature 1, nothing cut off, whatever its generation config says), a
+    pure function of model, seed and count on one machine, on however many processes.
 
     Args:
         model: a causal language model, wrapped by PEFT or DDP or neither; in eval mode meanwhile. What it should keep
@@ -107,7 +107,7 @@ def _sample(
         return [tokenizer.decode(row) for row in whole[:, len(start) :].tolist()]
 
     batches = [list(range(at, min(at + _BATCH, count))) for at in range(0, count, _BATCH)]
-    with evaluating(unwrapped):
+    with evaluating(unwrapped), blank_generation_config(bare):
         return run_sharded(run, batches, [1] * len(batches), "sampling the model's own texts", progress)
 
 
@@ -120,4 +120,4 @@ def _begin(tokenizer: ExampleTokenizer) -> int:
 def _question_start(tokenizer: ExampleTokenizer) -> list[int]:
     """The prompt of a question up to the question itself."""
     prompt = tokenizer.prompt_text({"question": _MARK, "answer": "."})
-    return tokenizer.tokenizer(prompt[: prompt.index(_MARK)].rstrip(" "), add_special_tokens=False).input_ids
+    return tokenizer.ids_of_prompt(prompt[: prompt.index(_MARK)].rstrip(" "))
