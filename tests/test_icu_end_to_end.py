@@ -67,7 +67,10 @@ def unlearn(method, target, rows, folder, **options):
 
 
 def test_forgetting_with_analogues_keeps_them_and_without_the_kl_less_so(target, rows, tmp_path):
-    """Measured over two seeds: CE .25 to .28 for ICU, .75 to 1.5 without its KL, 1.7 to 4.4 for ascent alone."""
+    """Measured over two seeds: CE .25 to .28 for ICU, .75 to 1.5 without its KL, 1.7 to 4.4 for ascent alone.
+
+    The rate is one of two tried. At 1e-3 ICU kept more (.15, .18), but its EL was still .054 and .058 after 30 epochs.
+    """
     assert mean_ce(target, rows[16:]) < 0.02
     epochs, el, kept = unlearn("icu", target, rows, tmp_path / "icu")
     assert epochs < 30 and el < 0.05 and kept < 0.5
