@@ -122,9 +122,9 @@ def run_ours(lora, config, model, tokenizer, forget, retain) -> dict:
     steps = EPOCHS * -(-len(forget) // BATCH_SIZE)
     trainer.state.max_steps = steps
     start = time.perf_counter()
-    trainer.reference_logps = ReferenceLogps.fill(trainer, trainer.model)
+    trainer.reference.logps = ReferenceLogps.fill(trainer, trainer.model)
     fill = time.perf_counter() - start
-    items = int(trainer.reference_logps.forget_sums.isfinite().sum())
+    items = int(trainer.reference.logps.forget_sums.isfinite().sum())
     trainer.train()
     cache = {"seconds": fill, "items": items, "seconds_per_step_of_a_run": fill / steps}
     return {"stamps": stamps, "sampler": trainer.sampler, "reference_cache": cache}

@@ -30,6 +30,9 @@ class UnlearningConfig(RefinementConfig, TrainingArguments):
             loaded and the term is not computed.
         retain_loss (`str`, defaults to "nll"): "nll", token NLL on retain answers, or "kl",
             ``KL(p_reference || p)`` on their tokens. Both are means over a sequence's tokens, then over sequences.
+        reference_top_k (`int`, *optional*): a KL compares with the k most probable tokens of the reference and with one
+            bucket for all others, a lower bound of the KL over the vocabulary, from a table filled in one pass before
+            the first step (ours), >= 1. Unset means the whole vocabulary, computed anew in each step.
         forget_end_token (`bool`, defaults to True): whether the forget term includes the answer's end token.
         max_retain_loss (`float`, *optional*): the run stops when a step's retain loss passes this many nats. Unset
             means ``ln(V) / 2`` above the first step's: each retain token sqrt(V) times less likely than it was.
@@ -67,6 +70,10 @@ class UnlearningConfig(RefinementConfig, TrainingArguments):
     retain_loss: Literal["nll", "kl"] = field(
         default="nll", metadata={"help": "Retain term: NLL of the answers, or KL to the reference on their tokens."}
     )
+    reference_top_k: int | None = field(
+        default=None,
+        metadata={"help": "KL over the reference's k most probable tokens, kept in a table. Unset: over all tokens."},
+    )
     forget_end_token: bool = field(default=True, metadata={"help": "Whether forget terms score the end token."})
     max_retain_loss: float | None = field(
         default=None,
@@ -91,6 +98,13 @@ class UnlearningConfig(RefinementConfig, TrainingArguments):
             raise ValueError(f"`retain_coef` is {self.retain_coef}; it must be 0 (no retain term) or positive.")
         if self.retain_loss not in ("nll", "kl"):
             raise ValueError(f"`retain_loss` is {self.retain_loss!r}; there are 'nll' and 'kl'.")
+        if self.reference_top_k is not None and not self.reference_top_k >= 1:
+            raise ValueError(f"`reference_top_k` is {self.reference_top_k}; it must be at least 1 token, or unset.")
+        if self.reference_top_k is not None and not self.needs_reference_logits:
+            raise ValueError(
+                f"`reference_top_k` is {self.reference_top_k} but no KL compares with the reference: add one "
+                "(`--retain_loss kl`, or ICU's `--kl_coef`), or leave `--reference_top_k` unset."
+            )
         if self.max_retain_loss is not None and not self.max_retain_loss > 0:
             raise ValueError(f"`max_retain_loss` is {self.max_retain_loss}; it is a loss in nats and must be positive.")
         if not self.max_weight_growth > 1:
@@ -114,6 +128,11 @@ class UnlearningConfig(RefinementConfig, TrainingArguments):
     def needs_reference_logits(self) -> bool:
         """Whether the retain term compares with the whole distributions of the model before unlearning."""
         return bool(self.retain_coef) and self.retain_loss == "kl"
+
+    @property
+    def needs_reference_model(self) -> bool:
+        """Whether the retain term runs the model before unlearning in every step."""
+        return self.needs_reference_logits and self.reference_top_k is None
 
     def resolve_learning_rate(self, lora: bool) -> None:
         """Fill in an unset learning rate, once it is known whether adapters or full weights are trained."""

@@ -20,6 +20,7 @@ from llm_unlearn.functional import (
     answer_mask,
     answer_rows,
     answer_targets,
+    bucket_logits,
     row_mean,
     row_sum,
     token_logps,
@@ -70,6 +71,31 @@ class AnswerScores:
     def means(self) -> Float[Tensor, " batch"]:
         """``S(y) / T`` per sequence: minus the token-mean NLL."""
         return row_mean(self.token_logps, self.rows, self.batch_size)
+
+
+@dataclass(frozen=True)
+class ReferenceLogits:
+    """What the model before unlearning says at the positions of one batch.
+
+    Attributes:
+        logits: over the whole vocabulary, or over the tokens `ids` and all others together (`bucket_logits`).
+        ids: ``(n_tokens, k)``, the tokens told apart; None for the whole vocabulary.
+    """
+
+    logits: Float[Tensor, "n_tokens outcomes"]
+    ids: Int[Tensor, "n_tokens k"] | None = None
+
+    @classmethod
+    def top(cls, logits: Float[Tensor, "n_tokens vocab"], k: int) -> "ReferenceLogits":
+        """Tell apart the `k` most probable tokens of each position, 1 <= k <= vocab."""
+        ids = logits.topk(k).indices
+        return cls(bucket_logits(logits, ids), ids)
+
+    def beside(
+        self, logits: Float[Tensor, "n_tokens vocab"]
+    ) -> tuple[Float[Tensor, "n_tokens outcomes"], Float[Tensor, "n_tokens outcomes"]]:
+        """The reference's logits and those of the model, over the same outcomes: a pair for `token_kl`."""
+        return self.logits, logits if self.ids is None else bucket_logits(logits, self.ids)
 
 
 @contextmanager

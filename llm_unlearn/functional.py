@@ -85,6 +85,26 @@ def token_cross_entropy(
     return -(reference * F.log_softmax(logits.float(), dim=-1)).sum(-1)
 
 
+def bucket_logits(
+    logits: Float[Tensor, "n_tokens vocab"], ids: Int[Tensor, "n_tokens k"]
+) -> Float[Tensor, "n_tokens outcomes"]:
+    """Logits of the k tokens `ids` and, in a last column, ``logsumexp`` of all others, in fp32.
+
+    Their softmax is the distribution over k + 1 outcomes: each of these tokens, or another one. A KL between two of
+    them is at most that over the whole vocabulary, and equal to it at k = vocab, where there is no last column.
+
+    Args:
+        logits: over the whole vocabulary.
+        ids: distinct tokens of each position, 1 <= k <= vocab.
+    """
+    logits = logits.float()
+    named = logits.gather(-1, ids)
+    if ids.shape[-1] == logits.shape[-1]:
+        return named
+    others = logits.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([named, others], dim=-1)
+
+
 def token_moments(
     logits: Float[Tensor, "n_tokens vocab"],
 ) -> tuple[Float[Tensor, " n_tokens"], Float[Tensor, " n_tokens"]]:

@@ -23,12 +23,12 @@ from llm_unlearn.data.pairing import ForgetRetainDataset, PairSampler
 from llm_unlearn.data.sources import with_answer
 from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
 from llm_unlearn.files import remove_if_cut
-from llm_unlearn.forward import AnswerLogits, AnswerScores, answer_logits, concatenate, split_rows
+from llm_unlearn.forward import AnswerLogits, AnswerScores, ReferenceLogits, answer_logits, concatenate, split_rows
 from llm_unlearn.functional import row_mean, token_kl
 from llm_unlearn.guard import DivergenceGuard
 from llm_unlearn.memory import return_freed_memory
 from llm_unlearn.models import require_fp32
-from llm_unlearn.reference import ReferenceLogps, reference_model
+from llm_unlearn.reference import Reference
 
 
 class UnlearningTrainer(Trainer):
@@ -47,14 +47,15 @@ class UnlearningTrainer(Trainer):
         refusals: replacement answers, for methods that prefer one; needed by those only.
         peft_config: adapter to train, for example `LoraConfig`. Without it all weights are trained, which needs
             fp32 weights.
-        ref_model: the model before unlearning, for full fine-tuning with a KL term. Under an adapter the
-            reference is the same model with the adapter off, and log-probabilities are read once before training,
-            so nothing else needs a second model.
+        ref_model: the model before unlearning, for full fine-tuning with a KL term without `reference_top_k`. Under an
+            adapter the reference is the same model with the adapter off, and log-probabilities are read once before
+            training, so nothing else needs a second model.
         eval_dataset: pairs on which `evaluate()` computes the loss.
         callbacks: as in `Trainer`.
 
     Raises:
-        ValueError: a needed part is missing, or full fine-tuning is asked of weights that are not fp32.
+        ValueError: a needed part is missing, full fine-tuning is asked of weights that are not fp32, or
+            `reference_top_k` is larger than the vocabulary.
 
     Logs `loss/forget`, `loss/retain` and `logps/forget` (mean log-probability per answer token) beside `loss`, as
     means over all processes and accumulation steps. Every loss is a mean over a sequence's tokens (or their sum, where
@@ -103,10 +104,11 @@ class UnlearningTrainer(Trainer):
                 )
         else:
             require_fp32(model)
-            if args.needs_reference_logits and ref_model is None:
+            if args.needs_reference_model and ref_model is None:
                 raise ValueError(
                     "The retain term is a KL and all weights are trained, so the model before unlearning must be "
-                    "given: pass `ref_model`, or train an adapter (`--use_peft`)."
+                    "given: pass `ref_model`, keep its most probable tokens (`--reference_top_k 64`), or train an "
+                    "adapter (`--use_peft`)."
                 )
         args.resolve_learning_rate(lora)
 
@@ -133,7 +135,7 @@ class UnlearningTrainer(Trainer):
         self.ref_model = None if ref_model is None else ref_model.to(self.args.device).eval().requires_grad_(False)
         self.tokenize = tokenize
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
-        self.reference_logps: ReferenceLogps | None = None
+        self.reference = Reference(self)
         group_by_length = self.args.train_sampling_strategy == "group_by_length"
         self.sampler = PairSampler(train_dataset, self.global_batch_size, self.args.seed, group_by_length)
         self.guard = DivergenceGuard(self)
@@ -155,19 +157,29 @@ class UnlearningTrainer(Trainer):
 
     # What a method may define otherwise.
 
-    def retain_losses(self, answers: AnswerLogits, reference_logits: Tensor | None) -> dict[str, tuple[float, Tensor]]:
+    def retain_losses(
+        self, answers: AnswerLogits, reference: ReferenceLogits | None
+    ) -> dict[str, tuple[float, Tensor]]:
         """The parts of the retain term: by name the coefficient and the loss per retain sequence, ``(batch,)``.
 
         Args:
             answers: logits of the retain answers.
-            reference_logits: those of the model before unlearning, where `needs_reference_logits` is set.
+            reference: what the model before unlearning says there, where `needs_reference_logits` is set.
         """
-        return {"retain": (self.args.retain_coef, retain_loss(answers, reference_logits))}
+        return {"retain": (self.args.retain_coef, retain_loss(answers, reference))}
 
     @property
     def retain_everywhere(self) -> bool:
         """Whether the retain term reads logits at all positions; by default at answer positions only."""
         return False
+
+    @property
+    def retain_length(self) -> int:
+        """Tokens to which all retain rows are padded where the retain term reads all positions; 0 elsewhere.
+
+        Padded to the longest of their batch, the mean over all positions would depend on who shares a batch.
+        """
+        return max(len(item.input_ids) for item in self.train_dataset.retain) if self.retain_everywhere else 0
 
     def forget_scope(self, items: list[TokenizedItem], args: UnlearningConfig) -> list[TokenizedItem]:
         """The forget items with the line before the tokens to be forgotten; by default the answer."""
@@ -225,7 +237,7 @@ class UnlearningTrainer(Trainer):
 
     def _forget_term(self, model: nn.Module, inputs: dict[str, dict[str, Tensor]], parts: dict[str, Tensor]) -> Tensor:
         inputs = {name: counted_rows(half) for name, half in inputs.items() if name != "retain"}
-        scores = self._reference_scores(model, inputs)
+        scores = self.reference.scores(model, inputs)
         halves = {name: inputs[name] for name in ("forget", "alternate") if name in inputs}
         joined = answer_logits(model, self._unwrapped(model), concatenate(list(halves.values())))
         sizes = [len(half["index"]) for half in halves.values()]
@@ -240,14 +252,9 @@ class UnlearningTrainer(Trainer):
 
     def _retain_term(self, model: nn.Module, inputs: dict[str, dict[str, Tensor]], parts: dict[str, Tensor]) -> Tensor:
         half = counted_rows(inputs["retain"])
-        if self.retain_everywhere:
-            # Of one length in every batch, or the mean over all positions would depend on who shares a batch.
-            half = concatenate([half], max(len(item.input_ids) for item in self.train_dataset.retain)) | {
-                "index": half["index"],
-                "weight": half["weight"],
-            }
+        half = half | concatenate([half], self.retain_length)
         # Reference first: no adapter is switched between a forward that builds a graph and its backward.
-        reference = self._reference_logits(model, half) if self.args.needs_reference_logits else None
+        reference = self.reference.logits(model, half) if self.args.needs_reference_logits else None
         answers = answer_logits(model, self._unwrapped(model), half, self.retain_everywhere)
         losses = {
             name: (coef, _weighted_mean(loss, half["weight"]))
@@ -278,32 +285,6 @@ class UnlearningTrainer(Trainer):
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
-    def _reference_logits(self, model: nn.Module, half: dict[str, Tensor]) -> Tensor:
-        with torch.no_grad(), reference_model(model, self._unwrapped(model), self.ref_model) as reference:
-            return answer_logits(reference, self._unwrapped(reference), half, self.retain_everywhere).logits
-
-    def _reference_scores(self, model: nn.Module, inputs: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
-        if not self.needs_reference_logps:
-            return {}
-        if not model.training:
-            return self._reference_scores_now(model, inputs)
-        if self.reference_logps is None:
-            self.reference_logps = ReferenceLogps.fill(self, model)
-        forget = inputs["forget"]["index"]
-        scores = {"reference_logps": self.reference_logps.forget(forget)}
-        if "alternate" in inputs:
-            scores["reference_alternate_logps"] = self.reference_logps.alternate(forget, inputs["alternate"]["index"])
-        return scores
-
-    def _reference_scores_now(self, model: nn.Module, inputs: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
-        """For evaluation pairs, whose ids are not those of the training pairs."""
-        names = {"forget": "reference_logps", "alternate": "reference_alternate_logps"}
-        with torch.no_grad(), reference_model(model, self._unwrapped(model), self.ref_model) as reference:
-            return {
-                names[half]: AnswerScores.of(answer_logits(reference, self._unwrapped(reference), inputs[half])).sums
-                for half in inputs.keys() & names.keys()
-            }
-
     # Data.
 
     @property
@@ -330,9 +311,7 @@ class UnlearningTrainer(Trainer):
         """Drop what an earlier, perhaps interrupted, run of this trainer left behind."""
         self._step_parts.clear()
         self._logged_parts.clear()
-        if not self._loses_reference:
-            # A longer run meets replacement answers that the earlier one never scored.
-            self.reference_logps = None
+        self.reference.begin_run()
 
     def finish_step(self) -> dict[str, float]:
         """Parts of the loss of the step just computed: means over accumulation steps and processes.
@@ -367,8 +346,7 @@ class UnlearningTrainer(Trainer):
             set_peft_model_state_dict(self.model, load_peft_weights(resume_from_checkpoint, "cpu"), TRAINED_ADAPTER)
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._loses_reference:
-            self.reference_logps = ReferenceLogps.load(Path(resume_from_checkpoint), self.args.device)
+        self.reference.load(Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with remove_if_cut(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
@@ -376,20 +354,15 @@ class UnlearningTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self._loses_reference and self.reference_logps is not None and self.args.should_save:
-            self.reference_logps.save(Path(output_dir or self.args.output_dir))
-
-    @property
-    def _loses_reference(self) -> bool:
-        """Whether the reference values cannot be computed again once training has begun."""
-        return self.needs_reference_logps and self.ref_model is None and not isinstance(self.model, PeftModel)
+        if self.args.should_save:
+            self.reference.save(Path(output_dir or self.args.output_dir))
 
 
-def retain_loss(answers: AnswerLogits, reference_logits: Tensor | None) -> Tensor:
-    """NLL of the retain answers, or KL from the reference where its logits are given; per sequence, in nats."""
-    if reference_logits is None:
+def retain_loss(answers: AnswerLogits, reference: ReferenceLogits | None) -> Tensor:
+    """NLL of the retain answers, or KL from the reference where it is given; per sequence, in nats."""
+    if reference is None:
         return -AnswerScores.of(answers).means
-    return row_mean(token_kl(reference_logits, answers.logits), answers.rows, answers.batch_size)
+    return row_mean(token_kl(*reference.beside(answers.logits)), answers.rows, answers.batch_size)
 
 
 def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:

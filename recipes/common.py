@@ -111,20 +111,39 @@ def parse(name: str, argv: list[str], *dataclasses: type, testbed: bool = False,
     """
     parser = RecipeParser(dataclasses, prog=f"{name}.py", allow_abbrev=False)
     parser.set_defaults(output_dir=f"out/{name}", report_to="none", **defaults)
-    known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+    argv, preset = _checked(parser, argv)
+    names_model = any(token.partition("=")[0] in ("--model", "--model_name_or_path") for token in [*preset, *argv])
+    if testbed and not names_model and not {"-h", "--help"} & set(argv):
+        path = recipes_dir() / "configs" / f"{name}-testbed.yaml"
+        preset = _read_preset(str(path), _names(parser)) + preset
+        if is_main_process():
+            print(f"No --model: the embedded default, with {path.name}: {' '.join(preset)}")
+    return parser.parse_args_into_dataclasses([*preset, *argv])
 
+
+def parse_plainly(name: str, dataclass_: type) -> Any:
+    """Flags of a recipe that trains nothing, over those of a preset file (`--config FILE`).
+
+    Raises:
+        ValueError, FileNotFoundError: as `parse`.
+    """
+    parser = RecipeParser((dataclass_,), prog=f"{name}.py", allow_abbrev=False)
+    argv, preset = _checked(parser, sys.argv[1:])
+    return parser.parse_args_into_dataclasses([*preset, *argv])[0]
+
+
+def _checked(parser: RecipeParser, argv: list[str]) -> tuple[list[str], list[str]]:
+    """The flags given and those of the preset they name, none of them unknown."""
+    known = _names(parser)
     argv, config = _without_config(argv)
     for flag in (token.partition("=")[0] for token in argv if token.startswith("--")):
         if flag.removeprefix("--") not in known:
             raise ValueError(unknown("flag", flag, (f"--{name}" for name in known)) + " `--help` lists all flags.")
-    preset = _read_preset(config, known) if config else []
-    names_model = any(token.partition("=")[0] in ("--model", "--model_name_or_path") for token in [*preset, *argv])
-    if testbed and not names_model and not {"-h", "--help"} & set(argv):
-        path = recipes_dir() / "configs" / f"{name}-testbed.yaml"
-        preset = _read_preset(str(path), known) + preset
-        if is_main_process():
-            print(f"No --model: the embedded default, with {path.name}: {' '.join(preset)}")
-    return parser.parse_args_into_dataclasses([*preset, *argv])
+    return argv, _read_preset(config, known) if config else []
+
+
+def _names(parser: RecipeParser) -> set[str]:
+    return {option.lstrip("-") for action in parser._actions for option in action.option_strings}
 
 
 def _without_config(argv: list[str]) -> tuple[list[str], str | None]:
@@ -291,7 +310,7 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     if partners:
         console.print(f"Pairs: {partners.summary}")
     _, trainer_class = get_method(method_name).load()
-    needs_second_model = not model_args.use_peft and args.needs_reference_logits
+    needs_second_model = not model_args.use_peft and args.needs_reference_model
     trainer = trainer_class(
         model,
         args,

@@ -57,7 +57,9 @@ def make_trainer(
         refusals=REFUSALS,
         peft_config=lora_config(r=4, lora_alpha=8) if lora else None,
         # ICU's KL term compares with it where there is no adapter to switch off.
-        ref_model=tiny_model() if method == "icu" and not lora and ref_model is None else ref_model,
+        ref_model=(
+            tiny_model() if method == "icu" and not (lora or ref_model or options.get("reference_top_k")) else ref_model
+        ),
         eval_dataset=eval_dataset,
         callbacks=list(callbacks),
     )

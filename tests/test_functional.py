@@ -1,6 +1,7 @@
 """Token-level quantities against numbers worked out by hand."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from llm_unlearn.functional import (
     answer_mask,
     answer_rows,
     answer_targets,
+    bucket_logits,
     row_mean,
     row_sum,
+    token_cross_entropy,
     token_kl,
     token_logps,
     token_moments,
@@ -97,6 +100,72 @@ def test_gradient_of_token_kl_is_the_difference_of_the_distributions():
     assert logits.grad[0].tolist() == pytest.approx([0.25 - 0.5, 0.0, 0.5 - 0.25], abs=1e-6)
 
 
+def test_buckets_are_some_tokens_and_all_others_together():
+    # p = (1/2, 1/4, 1/8, 1/8), in any order and shifted by any constant, against u, uniform.
+    p, u = torch.tensor([[0.125, 0.5, 0.125, 0.25]]).log() - 7.0, torch.zeros(1, 4)
+    top, two, all_four = (torch.tensor([ids]) for ids in ([1], [1, 3], [3, 0, 1, 2]))
+    assert bucket_logits(p, top).softmax(-1)[0].tolist() == pytest.approx([1 / 2, 1 / 2])
+    assert bucket_logits(p, two).softmax(-1)[0].tolist() == pytest.approx([1 / 2, 1 / 4, 1 / 4])
+    assert bucket_logits(p, all_four).softmax(-1)[0].tolist() == pytest.approx([1 / 4, 1 / 8, 1 / 2, 1 / 8])
+    assert bucket_logits(p.bfloat16(), two).dtype == torch.float32
+
+    def kl(ids):
+        return token_kl(bucket_logits(p, ids), bucket_logits(u, ids)).item()
+
+    # 1/2 ln 2 + 1/2 ln((1/2) / (3/4)); with two tokens 1/2 ln 2 + 1/4 ln 1 + 1/4 ln(1/2), the ratio of both others.
+    assert kl(top) == pytest.approx(math.log(2) / 2 + math.log(2 / 3) / 2, rel=1e-5)
+    assert kl(two) == pytest.approx(math.log(2) / 4, rel=1e-5)
+    assert [kl(all_four), token_kl(p, u).item()] == pytest.approx([math.log(2) / 4] * 2, rel=1e-5)
+    assert token_cross_entropy(bucket_logits(p, top), bucket_logits(u, top)).item() == pytest.approx(
+        math.log(4) / 2 + math.log(4 / 3) / 2
+    )
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_the_kl_over_buckets_grows_with_their_number_up_to_the_kl_over_the_vocabulary(reverse):
+    generator = torch.Generator().manual_seed(0)
+    reference, logits = (3 * torch.randn(50, 40, generator=generator) for _ in range(2))
+
+    def kl(pair):
+        return token_kl(*reversed(pair)) if reverse else token_kl(*pair)
+
+    most_probable = reference.argsort(-1, descending=True)
+    values = [kl([bucket_logits(z, most_probable[:, :k]) for z in (reference, logits)]) for k in (1, 4, 16, 39, 40)]
+    for fewer, more in pairwise(values):
+        assert (fewer <= more + 1e-5).all() and fewer.mean() <= more.mean() + 1e-6
+    assert values[0].mean() < 0.9 * values[-1].mean()
+    # With one token left, the last bucket is that token.
+    for last in values[-2:]:
+        torch.testing.assert_close(last, kl((reference, logits)), rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_through_buckets_is_that_of_their_probabilities():
+    generator = torch.Generator().manual_seed(1)
+    reference, start = (2 * torch.randn(6, 9, generator=generator, dtype=torch.float64) for _ in range(2))
+    ids = reference.topk(3).indices
+    named = torch.zeros(6, 9, dtype=torch.bool).scatter(-1, ids, True)
+    buckets, plain = start.float().requires_grad_(), start.clone().requires_grad_()
+    token_kl(bucket_logits(reference, ids), bucket_logits(buckets, ids)).sum().backward()
+
+    def outcomes(logits):
+        probs = logits.softmax(-1)
+        return torch.cat([probs.gather(-1, ids), probs.masked_fill(named, 0).sum(-1, keepdim=True)], -1)
+
+    (outcomes(reference) * (outcomes(reference) / outcomes(plain)).log()).sum().backward()
+    torch.testing.assert_close(buckets.grad, plain.grad.float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 4])
+def test_buckets_of_sure_and_of_wrong_models_are_finite(k):
+    sure, wrong = torch.tensor([[1e4, 0.0, 0.0, -1e4]]), torch.tensor([[-1e4, 0.0, 1e4, 0.0]], requires_grad=True)
+    ids = sure.topk(k).indices
+    for pair in [(sure, wrong), (wrong, sure), (sure, sure)]:
+        value = token_kl(*(bucket_logits(logits, ids) for logits in pair))
+        assert torch.isfinite(value).all() and (value >= 0).all()
+    token_kl(bucket_logits(sure, ids), bucket_logits(wrong, ids)).sum().backward()
+    assert torch.isfinite(wrong.grad).all()
+
+
 def test_token_moments():
     # log p = -ln 2 with probability 1/2 and -2 ln 2 with 1/2: mean -1.5 ln 2, deviation 0.5 ln 2.
     mean, deviation = token_moments(P)
@@ -138,6 +207,7 @@ def test_shapes_are_as_declared():
     assert checked("answer_targets")(LABELS).shape == checked("answer_rows")(LABELS).shape == (6,)
     assert checked("token_logps")(logits, targets).shape == (6,)
     assert checked("token_kl")(logits, logits).shape == (6,)
+    assert checked("bucket_logits")(logits, logits.topk(4).indices).shape == (6, 5)
     assert [part.shape for part in checked("token_moments")(logits)] == [(6,), (6,)]
     assert checked("row_sum")(logits[:, 0], ROWS, 4).shape == checked("row_mean")(logits[:, 0], ROWS, 4).shape == (4,)
 
@@ -147,6 +217,7 @@ def test_shapes_are_as_declared():
     [
         ("token_logps", (torch.randn(6, 9), torch.arange(5))),
         ("token_kl", (torch.randn(6, 9), torch.randn(6, 8))),
+        ("bucket_logits", (torch.randn(6, 9), torch.zeros(5, 2, dtype=torch.long))),
         ("answer_mask", (torch.randn(4, 5),)),
         ("row_sum", (torch.randn(6), torch.arange(5), 6)),
     ],

@@ -10,7 +10,7 @@ from tiny import tiny_model, tiny_rows, tiny_tokenizer
 from llm_unlearn.adapters import lora_config, without_newest_adapter
 from llm_unlearn.data.collator import collate
 from llm_unlearn.data.tokenization import ExampleTokenizer
-from llm_unlearn.forward import AnswerLogits, AnswerScores, answer_logits
+from llm_unlearn.forward import AnswerLogits, AnswerScores, ReferenceLogits, answer_logits
 from llm_unlearn.methods.icu import ICUConfig, ICUTrainer
 
 LONG = [{"text": " ".join(row["answer"] for row in tiny_rows(5, first=5 * i))} for i in range(12)]
@@ -38,7 +38,7 @@ def test_the_loss_of_a_uniform_model_in_closed_form(kl_form, total, icu):
     trainer = icu(kl_form=kl_form)
     uniform, reference = answers([[0.0] * 4]), torch.log(torch.tensor([[0.7, 0.1, 0.1, 0.1]]))
     forget = trainer.forget_loss(AnswerScores.of(uniform))
-    parts = trainer.retain_losses(uniform, reference)
+    parts = trainer.retain_losses(uniform, ReferenceLogits(reference))
     assert forget.item() == pytest.approx(-math.log(4), abs=1e-6)
     assert {name: coef for name, (coef, _) in parts.items()} == {"learn": 0.5, "kl": 1.0}
     assert parts["learn"][1].item() == pytest.approx(1.38629, abs=1e-5)
@@ -53,7 +53,7 @@ def test_kl_and_cross_entropy_have_the_same_gradient(icu):
     for form in ("kl", "ce"):
         logits = torch.tensor([[0.3, 0.2, -1.0, 2.0], [1.0, 0.0, 0.0, 0.5]], requires_grad=True)
         scored = AnswerLogits(logits, torch.tensor([1, 2]), torch.tensor([0, 0]), 1)
-        icu(kl_form=form).retain_losses(scored, reference)["kl"][1].sum().backward()
+        icu(kl_form=form).retain_losses(scored, ReferenceLogits(reference))["kl"][1].sum().backward()
         gradients.append(logits.grad)
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-6)
 
@@ -64,7 +64,7 @@ def test_the_direction_of_the_kl(icu):
 
     def kl(model, reference, direction):
         scored = AnswerLogits(model.requires_grad_(), torch.tensor([0]), torch.tensor([0]), 1)
-        value = icu(kl_direction=direction).retain_losses(scored, reference)["kl"][1]
+        value = icu(kl_direction=direction).retain_losses(scored, ReferenceLogits(reference))["kl"][1]
         value.sum().backward()
         assert model.grad.abs().sum() > 0, "the gradient flows into the model, whichever way round"
         return value.item()

@@ -15,7 +15,7 @@ from tiny import tiny_model
 from transformers.trainer_utils import get_last_checkpoint
 
 from llm_unlearn.progress import LOG_NAME
-from llm_unlearn.reference import FILE_NAME, ReferenceLogps
+from llm_unlearn.reference import ReferenceLogps, ReferenceTopK
 from llm_unlearn.refinement.callback import FILE_NAME as LOOKS_NAME
 
 HERE = Path(__file__).parent
@@ -81,14 +81,14 @@ def test_a_killed_and_resumed_run_equals_one_never_killed(name, killed, tmp_path
 @pytest.mark.parametrize("name", ["full", "full_idk"])
 def test_full_fine_tuning_reads_its_reference_values_from_the_checkpoint(name, killed, tmp_path):
     checkpoint = Path(get_last_checkpoint(killed / name))
-    assert (checkpoint / FILE_NAME).is_file()
+    assert (checkpoint / ReferenceLogps.file_name).is_file()
     fresh = make_run(name, tmp_path / "fresh")
     fresh.state.max_steps = 12
     before = ReferenceLogps.fill(fresh, fresh.model)
 
     resumed = make_run(name, tmp_path / "resumed")
     resumed.train(resume_from_checkpoint=str(checkpoint))
-    after = resumed.reference_logps
+    after = resumed.reference.logps
     torch.testing.assert_close(after.forget_sums, before.forget_sums, rtol=0, atol=1e-5)
     torch.testing.assert_close(after.alternate_sums, before.alternate_sums, rtol=0, atol=1e-5, equal_nan=True)
     # The weights of the checkpoint give other values: nothing was computed from them.
@@ -97,28 +97,52 @@ def test_full_fine_tuning_reads_its_reference_values_from_the_checkpoint(name, k
     assert (moved.forget_sums - before.forget_sums).abs().min() > 0.1
 
 
+def test_full_fine_tuning_reads_the_distributions_of_its_reference_from_the_checkpoint(killed, tmp_path):
+    checkpoint = Path(get_last_checkpoint(killed / "full_top_k"))
+    fresh = make_run("full_top_k", tmp_path / "fresh")
+    fresh.state.max_steps = 12
+    before, saved = ReferenceTopK.fill(fresh, fresh.model), ReferenceTopK.load(checkpoint, fresh.args.device)
+    for name, tensor in vars(before).items():
+        torch.testing.assert_close(getattr(saved, name), tensor, rtol=0, atol=1e-5)
+    trained = type(fresh.model).from_pretrained(checkpoint, dtype=torch.float32)
+    assert (ReferenceTopK.fill(fresh, trained).logits - before.logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "options", [{"reference_top_k": 9}, {"kl_mask_pad": True}, {"num_train_epochs": 4, "n_forget": 2}], ids=str
+)
+def test_a_table_of_another_run_is_refused(options, tmp_path):
+    shared = {"lora": False, "learning_rate": 1e-3, "reference_top_k": 8, "save_strategy": "epoch", "n_forget": 2}
+    make_trainer("icu", tmp_path, **shared, num_train_epochs=2).train()
+    resumed = make_trainer("icu", tmp_path, **({"num_train_epochs": 3} | shared | options))
+    with pytest.raises(ValueError, match=r"read for k = 8 .* than this run draws, and is gone: go on with the flags"):
+        resumed.train(resume_from_checkpoint=True)
+
+
 def test_an_adapter_run_needs_no_reference_values_in_its_checkpoint(killed):
-    assert not (Path(get_last_checkpoint(killed / "lora")) / FILE_NAME).exists()
+    assert not (Path(get_last_checkpoint(killed / "lora")) / ReferenceLogps.file_name).exists()
 
 
-def test_a_checkpoint_without_reference_values_is_refused(tmp_path):
+@pytest.mark.parametrize("table", [ReferenceLogps, ReferenceTopK])
+def test_a_checkpoint_without_reference_values_is_refused(table, tmp_path):
     options = {"lora": False, "learning_rate": 1e-3, "save_strategy": "epoch", "num_train_epochs": 2}
+    options |= {"retain_loss": "kl", "reference_top_k": 8}
     make_trainer("npo", tmp_path, **options).train()
-    (Path(get_last_checkpoint(tmp_path)) / FILE_NAME).unlink()
-    with pytest.raises(ValueError, match=r"has no reference_logps.safetensors.*start anew, or train an adapter"):
+    (Path(get_last_checkpoint(tmp_path)) / table.file_name).unlink()
+    with pytest.raises(ValueError, match=rf"has no {table.file_name}.*start anew, or train an adapter"):
         make_trainer("npo", tmp_path, **(options | {"num_train_epochs": 3})).train(resume_from_checkpoint=True)
 
 
 def test_a_run_with_ref_model_reads_it_again(tmp_path):
     options = {"lora": False, "learning_rate": 1e-3, "retain_loss": "kl", "save_strategy": "epoch"}
     make_trainer("npo", tmp_path, ref_model=tiny_model(), **options).train()
-    assert not (Path(get_last_checkpoint(tmp_path)) / FILE_NAME).exists()
+    assert not (Path(get_last_checkpoint(tmp_path)) / ReferenceLogps.file_name).exists()
     resumed = make_trainer("npo", tmp_path, ref_model=tiny_model(), **(options | {"num_train_epochs": 2}))
     resumed.train(resume_from_checkpoint=True)
     whole = make_trainer("npo", tmp_path / "whole", ref_model=tiny_model(), **(options | {"num_train_epochs": 2}))
     whole.train()
     assert [line["step"] for line in losses(resumed)] == list(range(1, 7))
-    torch.testing.assert_close(resumed.reference_logps.forget_sums, whole.reference_logps.forget_sums)
+    torch.testing.assert_close(resumed.reference.logps.forget_sums, whole.reference.logps.forget_sums)
 
 
 class Bomb:

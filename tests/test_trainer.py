@@ -27,6 +27,7 @@ from llm_unlearn.forward import AnswerScores, answer_logits
 from llm_unlearn.losses import npo_loss
 from llm_unlearn.methods import METHODS
 from llm_unlearn.methods.grad_ascent import GradAscentConfig
+from llm_unlearn.methods.icu import ICUConfig
 from llm_unlearn.methods.npo import NPOConfig, NPOTrainer
 from llm_unlearn.methods.simnpo import SimNPOConfig
 from llm_unlearn.reference import reference_model
@@ -160,18 +161,18 @@ def test_reference_values_are_those_of_the_model_without_its_adapter(method, tmp
     tokenize, rows = ExampleTokenizer(tiny_tokenizer()), tiny_rows(7)
     with torch.no_grad():
         forget = AnswerScores.of(answer_logits(plain, plain, collate(tokenize.all(rows), pad_id=0))).sums
-        torch.testing.assert_close(trainer.reference_logps.forget_sums, forget, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(trainer.reference.logps.forget_sums, forget, rtol=1e-5, atol=1e-4)
         if method == "npo":
-            assert trainer.reference_logps.alternate_sums.shape == (7, 0)
+            assert trainer.reference.logps.alternate_sums.shape == (7, 0)
             return
         for number, text in enumerate(REFUSALS):
             refused = collate(tokenize.all({**row, "answer": text} for row in rows), pad_id=0)
             sums = AnswerScores.of(answer_logits(plain, plain, refused)).sums
-            ours = trainer.reference_logps.alternate_sums[:, number]
+            ours = trainer.reference.logps.alternate_sums[:, number]
             torch.testing.assert_close(ours[~ours.isnan()], sums[~ours.isnan()], rtol=1e-5, atol=1e-4)
     # Only what the two epochs draw was scored.
     pairs = {(p.forget, p.alternate) for epoch in range(2) for p in trainer.sampler.plan(epoch)}
-    assert int((~trainer.reference_logps.alternate_sums.isnan()).sum()) == len(pairs) < 21
+    assert int((~trainer.reference.logps.alternate_sums.isnan()).sum()) == len(pairs) < 21
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_dropout_is_on_in_training_and_off_in_the_reference(tmp_path):
     assert all(line["loss/retain"] > 1e-3 for line in losses(trainer))
     trainer.model.train()
     batch = next(iter(trainer.get_train_dataloader()))
-    first, second = (trainer._reference_logits(trainer.model, batch["retain"]) for _ in range(2))
+    first, second = (trainer.reference.logits(trainer.model, batch["retain"]).logits for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -292,6 +293,13 @@ def test_with_retain_coef_0_no_retain_data_is_read(tmp_path):
         (NPOConfig, {"retain_coef": -1.0}, r"`retain_coef` is -1.0; it must be 0 .* or positive"),
         (NPOConfig, {"retain_coef": math.nan}, r"`retain_coef` is nan"),
         (NPOConfig, {"retain_loss": "mse"}, r"`retain_loss` is 'mse'.*'nll'.*'kl'"),
+        (
+            NPOConfig,
+            {"retain_loss": "kl", "reference_top_k": 0},
+            r"`reference_top_k` is 0; it must be at least 1 token",
+        ),
+        (NPOConfig, {"reference_top_k": 8}, r"`reference_top_k` is 8 but no KL.*`--retain_loss kl`.*unset"),
+        (ICUConfig, {"reference_top_k": 8, "kl_coef": 0.0}, r"`reference_top_k` is 8 but no KL.*`--kl_coef`"),
         (NPOConfig, {"max_weight_growth": 1.0}, r"`max_weight_growth` is 1.0; it is a factor and must be above 1"),
         (NPOConfig, {"max_retain_loss": 0.0}, r"`max_retain_loss` is 0.0.*positive"),
         (NPOConfig, {"train_sampling_strategy": "sequential"}, r"'sequential'; pairs are drawn by 'random' or"),
@@ -339,8 +347,12 @@ def test_missing_parts_are_named(tmp_path):
         )
     with pytest.raises(ValueError, match="forget set is empty.*--forget_split"):
         make_trainer("npo", tmp_path, n_forget=0)
-    with pytest.raises(ValueError, match=r"retain term is a KL and all weights are trained.*`ref_model`.*--use_peft"):
+    with pytest.raises(
+        ValueError, match=r"retain term is a KL and all weights.*`ref_model`.*--reference_top_k.*--use_peft"
+    ):
         make_trainer("npo", tmp_path, lora=False, retain_loss="kl")
+    with pytest.raises(ValueError, match=r"`reference_top_k` is 121 and the model knows 120 tokens.*unset"):
+        make_trainer("npo", tmp_path, retain_loss="kl", reference_top_k=121)
     with pytest.raises(NotImplementedError, match="UnlearningTrainer defines no `forget_loss`"):
         UnlearningTrainer(
             tiny_model(), config(retain_coef=0.0), tiny_rows(2), tiny_tokenizer(), peft_config=lora_config()

@@ -16,7 +16,8 @@ Badge: *faithful* in losses, coefficients, flags and stop rule (preset `icu-pape
 sequence's tokens first, then over the active sequences: the same where all have one length, as the released data do.
 Smaller differences: the stop rule has "at most" for "below", an end token counts where a text has one, generated texts
 are compared without special tokens. The released code stores p0 over the vocabulary for all x^l; here it is the same
-model with the adapter switched off. Added: bounded forget losses, the masked and the reversed KL.
+model with the adapter switched off, or stored over k tokens and the rest (`reference_top_k`). Added: bounded forget
+losses, the masked and the reversed KL.
 """
 
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from llm_unlearn.config import AscentConfig
 from llm_unlearn.data.tokenization import TokenizedItem
-from llm_unlearn.forward import AnswerLogits, AnswerScores
+from llm_unlearn.forward import AnswerLogits, AnswerScores, ReferenceLogits
 from llm_unlearn.functional import row_mean, token_cross_entropy, token_kl
 from llm_unlearn.losses import ascent_loss, npo_loss, simnpo_loss, unlikelihood_loss
 from llm_unlearn.trainer import UnlearningTrainer
@@ -155,7 +156,9 @@ class ICUTrainer(UnlearningTrainer):
         """The released KL is a mean over all positions."""
         return self.args.kl_coef > 0 and not self.args.kl_mask_pad
 
-    def retain_losses(self, answers: AnswerLogits, reference_logits: Tensor | None) -> dict[str, tuple[float, Tensor]]:
+    def retain_losses(
+        self, answers: AnswerLogits, reference: ReferenceLogits | None
+    ) -> dict[str, tuple[float, Tensor]]:
         """Learn and KL terms on the analogous sequence, each where it has a weight."""
         args, losses = self.args, {}
         if args.learn_coef:
@@ -163,7 +166,7 @@ class ICUTrainer(UnlearningTrainer):
             losses["learn"] = (args.learn_coef, -AnswerScores.of(scored).means)
         if args.kl_coef:
             divergence = token_kl if args.kl_form == "kl" else token_cross_entropy
-            pair = (reference_logits, answers.logits)
+            pair = reference.beside(answers.logits)
             per_token = divergence(*pair) if args.kl_direction == "fwd" else token_kl(*reversed(pair))
             losses["kl"] = (args.kl_coef, row_mean(per_token, answers.rows, answers.batch_size))
         return losses

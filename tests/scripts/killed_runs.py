@@ -26,6 +26,8 @@ RUNS = {
     # The checkpoint after the last step of an epoch is written before the look that belongs to it.
     "refined_late": ("icu", "llama", 5, {"save_steps": 4, "refine": True, "kl_mask_pad": True, **REFINEMENT}),
     "full": ("npo", "llama", 7, {"save_steps": 3, "lora": False, "learning_rate": 1e-3}),
+    # The retain rows' distributions before unlearning are gone, but for the table in the checkpoint.
+    "full_top_k": ("icu", "llama", 7, {"save_steps": 3, "lora": False, "learning_rate": 1e-3, "reference_top_k": 8}),
     "full_idk": ("idk_dpo", "llama", 4, {"save_steps": 4, "lora": False, "learning_rate": 1e-3, "retain_coef": 0.0}),
 }
 

@@ -27,6 +27,7 @@ RUNS = {
     "accumulated": ("npo", {"gradient_accumulation_steps": 2}),
     "checkpointed": ("npo", {"retain_loss": "kl", "activation_checkpointing": True}),
     "full": ("npo", {"lora": False}),
+    "top_k": ("icu", {"lora": False, "reference_top_k": 8}),
     "refined": ("icu", {"refine": True, "kl_mask_pad": True, "learning_rate": 1e-2, **REFINEMENT}),
     "stopped": ("npo", {"refine": True, "iur_judge": "none", "stop_ma": 0.2, "stop_el": 0.2, "el_n": 2}),
     "resumed": ("idk_dpo", {"save_strategy": "steps", "save_steps": 4, "save_total_limit": None}),
