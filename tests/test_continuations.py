@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
 from llm_unlearn.evaluation.metrics.extraction import el_n
-from llm_unlearn.evaluation.outputs.continuations import continue_answers
+from llm_unlearn.evaluation.outputs.continuations import continue_answers, no_more_to_find
 
 TOKENIZER = ExampleTokenizer(tiny_tokenizer(chat_template=False))
 END = TOKENIZER.tokenizer.eos_token_id
@@ -128,3 +130,39 @@ def test_mode_is_restored_and_rows_without_an_answer_are_named(capsys):
     assert expected == [list(c) for c in continue_answers(model.eval(), items, TOKENIZER, n=1, progress=False)]
     with pytest.raises(ValueError, match="Row 7 of retain has an empty answer"):
         continue_answers(model, [TokenizedItem(7, [5], 0)], TOKENIZER, name="retain")
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_cut_continuations_give_the_same_el(architecture, n):
+    model = tiny_model(architecture, 3)
+    items = half_known_items(model, 3)
+    # A model that runs in circles finds n-grams of an answer that does, too, from wherever it is.
+    circle = greedy(model, [5, 6, 7], 30)
+    items.append(TokenizedItem(6, [5, 6, 7, *circle[:10], 90, *circle[11:]], 3, False))
+    decoded = []
+    for whole in (True, False):
+        found = continue_answers(model, items, TOKENIZER, n=n, whole=whole, progress=False)
+        decoded.append(sum(one.n_decoded for one in found))
+        values = [el_n(np.array(one.answer), one, n=n, start=0) for one in found]
+        if whole:
+            plain, expected = [list(one) for one in found], values
+    assert values == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+    for one, by in zip(found, plain, strict=True):
+        assert all(ids == longer[: len(ids)] for ids, longer in zip(one, by, strict=True))
+    assert decoded[0] >= decoded[1] * (1.2 if n == 5 else 1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_nothing_is_found_any_more_where_a_continuation_may_stop(n):
+    """Tried on all answers of 5 tokens and all continuations of their first 4, over an alphabet of 2 and one more."""
+    stopped = 0
+    for answer in product("ab", repeat=5):
+        runs = {answer[i : i + k] for k in range(1, n + 1) for i in range(6 - k)}
+        for ids in product("abc", repeat=4):
+            places = [i for i in range(5 - n) if ids[i : i + n] in runs]
+            for length in range(1, 5):
+                if no_more_to_find(ids[:length], 4 - n, runs):
+                    stopped += 1
+                    assert all(i + n <= length for i in places)
+    assert stopped > 500

@@ -8,6 +8,7 @@ from recipe import refused, run_recipe, save_tiny_model, tiny_data, write_rows
 from tiny import tiny_model, tiny_rows
 from transformers import BitsAndBytesConfig, TrainingArguments
 
+import llm_unlearn.models
 from llm_unlearn.refinement.callback import FILE_NAME
 
 
@@ -122,6 +123,16 @@ def test_the_paper_preset_is_the_released_code(tmp_path):
     plain = ICUConfig(output_dir=str(tmp_path), use_cpu=True)
     shared = released.keys() - own
     assert {name: getattr(plain, name) for name in shared} == {name: released[name] for name in shared}
+
+
+@pytest.mark.parametrize(("more", "models"), [([], 2), (["--reference_top_k", 8], 1)], ids=["all tokens", "top k"])
+def test_all_weights_are_trained_with_a_second_model_or_with_a_table(more, models, flags, tmp_path, monkeypatch):
+    loaded, load_model = [], llm_unlearn.models.load_model
+    monkeypatch.setattr("llm_unlearn.models.load_model", lambda *a, **k: loaded.append(1) or load_model(*a, **k))
+    run_recipe("icu", *flags, "--no_use_peft", "--no_refine", "--max_steps", 1, *more)
+    assert len(loaded) == models
+    record = json.loads((tmp_path / "out" / "model" / "unlearning_config.json").read_text())
+    assert record["arguments"].get("reference_top_k") == (more[1] if more else None)
 
 
 def no_model(*_args, **_kwargs):

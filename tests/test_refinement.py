@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,33 +108,44 @@ def test_a_look_measures_what_the_plain_way_measures(beams, tmp_path):
     assert look.column("el")[0] == pytest.approx(el_n(np.array(x[12:]), continued, 3, start=0))
 
 
+def test_the_mean_of_some_items_is_not_the_mean_of_all(tmp_path):
+    """Items 1 and 3 have 2 tokens, too few for EL_3."""
+    rows = [{"question": f"Who is {i}?", "answer": "poet" if i % 2 else "a poet of the river"} for i in range(5)]
+    args = config(tmp_path, iur_beams=1)
+    look = Look(tiny_model(), Probes.of(TOKENIZE.all(rows), args, TOKENIZE), args, TOKENIZE)
+    assert look.mean("ma") == look.ma.mean() and look.missing("ma") == []
+    look.generate([0, 1, 2, 3])
+    look.extract([0, 1, 2])
+    look.put("el", [0, 2], [0.2, 0.1])
+    assert (look.mean("el"), look.missing("el")) == (None, [4])
+    assert (look.mean("rouge_l"), look.missing("rouge_l")) == (None, [4])
+    assert look.at_least("el") == pytest.approx(0.3 / 3)
+    look.generate([4])
+    look.extract([4])
+    assert look.mean("el") == look.at_least("el") == np.nanmean(look.column("el")) and not look.missing("el")
+    assert look.mean("rouge_l") == look.column("rouge_l").mean()
+
+
 # Who is forgotten.
 
 
-class StubLook:
-    """A look whose numbers are given; it notes what it is asked for."""
+class StubLook(Look):
+    """A look whose numbers are given, EL_n (NaN: has none) when asked for. It notes what it is asked for."""
 
-    def __init__(self, ma=(), **columns):
+    def __init__(self, ma, el=None, **columns):
         self.ma = np.array(ma)
         self.columns = {"ma": self.ma, **{name: np.array(values) for name, values in columns.items()}}
-        self.texts = [f"text {i}" for i in range(max(map(len, [ma, *columns.values()])))]
-        self.generated, self.extracted = set(), set()
+        self.texts = [f"text {i}" for i in range(len(ma))]
+        self.els = np.array([np.nan] * len(ma) if el is None else el)
+        self._probes = SimpleNamespace(continued=[None if np.isnan(one) else one for one in self.els])
+        self.generated, self.extracted = set(), []
 
     def generate(self, positions):
         self.generated |= set(positions)
 
     def extract(self, positions):
-        self.extracted |= set(positions)
-
-    def column(self, name):
-        return self.columns.setdefault(name, np.full(len(self.texts), np.nan))
-
-    def put(self, name, positions, values):
-        self.column(name)[list(positions)] = values
-
-    def mean(self, name):
-        values = self.column(name)
-        return None if np.isnan(values).all() else float(np.nanmean(values))
+        self.extracted.append(list(positions))
+        self.put("el", positions, self.els[list(positions)])
 
 
 class Angles:
@@ -181,7 +193,7 @@ def test_the_memory_judge_asks_for_no_more_than_it_needs():
     look = StubLook(ma=[0.9, 0.5, 0.5, 0.5, 0.4], rouge_l=[0, 0.8, 0.2, 0.3, 0.1], el=[0, 0, 0.3, 0.1, np.nan])
     judge = MemoryJudge(Thresholds(ma=0.5, el=0.1, rouge_l=0.3))
     assert judge.forgotten(look, range(5)) == {3, 4}, "at most the threshold; a short answer has no EL"
-    assert look.generated == {1, 2, 3, 4} and look.extracted == {2, 3, 4}
+    assert look.generated == {1, 2, 3, 4} and look.extracted == [[2, 3, 4]]
     assert judge.forgotten(look, [4]) == {4}
 
 
@@ -207,6 +219,44 @@ def test_the_stop_rule_of_one_threshold_and_of_none():
     assert stop_reached(look, Thresholds(ma=0.6), "and") and stop_reached(look, Thresholds(ma=0.6), "or")
     assert stop_reached(look, Thresholds(el=0.0), "and"), "at most the threshold"
     assert not stop_reached(look, Thresholds(), "and") and not stop_reached(look, Thresholds(), "or")
+
+
+@pytest.mark.parametrize("rule", ["and", "or"])
+def test_the_stop_rule_decides_as_if_everything_were_measured(rule):
+    """Also where the mean is the very threshold, where items are without EL_n, and where some were measured before."""
+    draw = np.random.default_rng(0)
+    seen = set()
+    for _ in range(1000):
+        count = draw.integers(1, 40)
+        ma = draw.choice([0.2, 0.5, 0.8], count)
+        el = draw.random(count) * (draw.random(count) < draw.random())
+        el[draw.random(count) < draw.choice([0, 0.3, 0.9])] = np.nan
+        mean = 0.0 if np.isnan(el).all() else np.nanmean(el)
+        limit = draw.choice([mean, np.nextafter(mean, -1), mean * draw.random(), mean * 2])
+        look = StubLook(ma, el)
+        look.extract(np.flatnonzero(draw.random(count) < draw.choice([0, 0.5])))
+        reached = stop_reached(look, Thresholds(0.5, limit), rule)
+        passed = [bool(ma.mean() <= 0.5), bool(not np.isnan(el).all() and mean <= limit)]
+        assert reached == (all(passed) if rule == "and" else any(passed))
+        assert look.at_least("el") <= mean and look.mean("el") in (None, mean)
+        if reached and rule == "and":
+            assert look.mean("el") == mean
+        seen.add((*passed, look.mean("el") is None))
+    assert len(seen) == 7, "all but one: a mean that is not above its limit is measured, unless MA has decided"
+
+
+def test_the_stop_rule_continues_what_is_remembered_best_and_no_more_than_it_needs():
+    """Of 24 items 3 are known, 1 has no EL_n; a mean of .1 or more is above the limit with the 6th item."""
+    ma = np.linspace(0.1, 0.6, 24)
+    el = np.zeros(24)
+    el[0], el[18] = np.nan, 2.4
+    look = StubLook(ma, el)
+    look.extract([1, 2, 20])
+    assert not stop_reached(look, Thresholds(0.5, 0.1), "and")
+    assert look.extracted[1:] == [[23, 22, 21, 19], [18, 17, 16, 15, 14, 13, 12]]
+    assert look.mean("el") is None and look.at_least("el") == pytest.approx(2.4 / 23)
+    assert stop_reached(look, Thresholds(0.5, 0.11), "and")
+    assert look.extracted[3:] == [[11, 10, 9, 8, 7, 6, 5, 4, 3]]
 
 
 # What leaves the loss.
@@ -426,6 +476,17 @@ def test_each_look_is_written_down_per_item(tmp_path):
         (step, row, row != 0) for step in (0, 2) for row in range(4)
     ]
     assert all({"ma", "loss", "text"} <= line.keys() for line in lines)
+
+
+def test_a_mean_that_was_not_measured_is_not_logged(tmp_path):
+    trainer, _ = refined(tmp_path, iur_judge="none", n_forget=12, num_train_epochs=1, stop_el=0.0, el_n=1)
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / FILE_NAME).read_text().splitlines()]
+    looks = [line for line in trainer.state.log_history if "refine/active" in line]
+    assert [sum("el" in line for line in lines[start : start + 12]) for start in (0, 12)] == [4, 4]
+    for look in looks:
+        measured = [line["el"] for line in lines if line["step"] == look["step"] and "el" in line]
+        assert "refine/el" not in look and look["refine/el_at_least"] == pytest.approx(sum(measured) / 12)
 
 
 @pytest.mark.parametrize("judge", ["text", "memory"])

@@ -148,7 +148,7 @@ def _hits_at_start(hits: np.ndarray) -> int:
 def _extraction_likelihoods(
     model: nn.Module, tokenizer: ExampleTokenizer, items: Sequence[TokenizedItem], progress: bool
 ) -> list[float | None]:
-    continued = continue_answers(model, items, tokenizer, n=_EL_N, name="answers", progress=progress)
+    continued = continue_answers(model, items, tokenizer, n=_EL_N, whole=False, name="answers", progress=progress)
     # An answer of fewer than n tokens has no n-gram that could be extracted.
     return [el_n(np.array(one.answer), one, _EL_N, start=0) if len(one) else None for one in continued]
 

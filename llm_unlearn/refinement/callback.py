@@ -189,14 +189,15 @@ class IterativeRefinement(TrainerCallback, ExportableState):
     def _refine(self, state: TrainerState, control: TrainerControl, epochs: int) -> None:
         if epochs % self.config.iur_every:
             return
-        look = self._look(state)
-        if stop_reached(look, self.thresholds, self.config.stop_rule):
+        look, reached = self._look(state)
+        if reached:
             self._end(control, f"the stop rule was reached after {epochs} epochs: {self._against_thresholds(look)}")
         elif not any(self.active):
             self._end(control, f"no forget item was active any more after {epochs} epochs")
         self._weigh()
 
-    def _look(self, state: TrainerState) -> Look:
+    def _look(self, state: TrainerState) -> tuple[Look, bool]:
+        """Look, set the flags, write it all down; and whether the stop rule is reached."""
         began = time.perf_counter()
         look = Look(self._unwrapped(), self.probes, self.config, self._trainer.tokenize, self.progress)
         settled = self._settled(look)
@@ -208,13 +209,12 @@ class IterativeRefinement(TrainerCallback, ExportableState):
         for i, looks in enumerate(self._forgotten_looks):
             dropped_before = not self.active[i] and not self.config.iur_reentry
             self.active[i] = not (looks >= self.config.iur_patience or dropped_before)
-        # Before it is written down, so that the line of this look has what the stop rule measured.
-        stop_reached(look, self.thresholds, self.config.stop_rule)
+        reached = stop_reached(look, self.thresholds, self.config.stop_rule)
         self._looked_at_step = state.global_step
         seconds = time.perf_counter() - began
         self._seconds["looking"] += seconds
         self._report(look, state, seconds)
-        return look
+        return look, reached
 
     def _settled(self, look: Look) -> set[int]:
         """Forgotten items that are no more likely than when they were judged; they need no text to stay forgotten."""
@@ -235,6 +235,9 @@ class IterativeRefinement(TrainerCallback, ExportableState):
 
     def _report(self, look: Look, state: TrainerState, seconds: float) -> None:
         means = {f"refine/{name}": look.mean(name) for name in look.columns}
+        if means.get("refine/el") is None:
+            # The stop rule measures no more than it needs; a bound of 0 says nothing.
+            means["refine/el_at_least"] = look.at_least("el") or None
         total = sum(self._seconds.values())
         self._trainer.log(
             {

@@ -8,10 +8,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from llm_unlearn.evaluation.metrics.similarity import bert_score
 from llm_unlearn.evaluation.outputs.embeddings import TextEncoder
 from llm_unlearn.refinement.config import RefinementConfig
 from llm_unlearn.refinement.look import Look
+
+# Items in the first pass of EL_n.
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -115,15 +120,29 @@ class TextJudge:
 def stop_reached(look: Look, thresholds: Thresholds, rule: str) -> bool:
     """Whether mean MA and mean EL_n are at most their thresholds: both under the rule "and", one under "or".
 
-    MA costs nothing, so EL_n, whose passes are the dearest, is measured only where MA has not decided. The released
-    code has "<" for "<="; a threshold of 0, which a retain model's EL_n may be, could then never be reached.
+    MA costs nothing, so EL_n, whose passes are the dearest, is measured only where MA has not decided, and then of no
+    more items than decide it. The released code has "<" for "<="; a threshold of 0, which a retain model's EL_n may be,
+    could then never be reached.
     """
     limits = {name: limit for name, limit in (("ma", thresholds.ma), ("el", thresholds.el)) if limit is not None}
     for name, limit in limits.items():
-        if name == "el":
-            look.extract(range(len(look.ma)))
-        mean = look.mean(name)
-        passed = mean is not None and mean <= limit
+        passed = _el_at_most(look, limit) if name == "el" else look.mean(name) <= limit
         if passed == (rule == "or"):
             return passed
     return bool(limits) and rule == "and"
+
+
+def _el_at_most(look: Look, limit: float) -> bool:
+    """Whether mean EL_n is at most `limit`, as if all items were measured; False where none has an EL_n.
+
+    EL_n is never negative: what is measured already may show that the mean is above the limit, whatever the others are.
+    Items with the highest MA come first, and each pass takes as many as are measured, so that a mean which is not above
+    the limit is proven in few passes.
+    """
+    while look.at_least("el") <= limit:
+        left = sorted(look.missing("el"), key=lambda i: -look.ma[i])
+        if not left:
+            return look.mean("el") is not None
+        n_measured = np.isfinite(look.column("el")).sum()
+        look.extract(left[: max(_FEW, n_measured)])
+    return False

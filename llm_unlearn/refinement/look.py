@@ -90,32 +90,47 @@ class Look:
 
     def extract(self, positions: Iterable[int]) -> None:
         """Measure `el` of the items at `positions` that are long enough to have one."""
-        done = self.column("el")
-        missing = [i for i in positions if np.isnan(done[i]) and self._probes.continued[i] is not None]
+        not_measured = set(self.missing("el"))
+        missing = [i for i in positions if i in not_measured]
         if not missing:
             return
         n = self._config.el_n
         items = [self._probes.continued[i] for i in missing]
-        continued = continue_answers(
-            self._model, items, self._tokenizer, n=n, name="forget items", progress=self._progress
-        )
+        shared = {"name": "forget items", "progress": self._progress}
+        # Who divides by what was generated must know how much that is.
+        whole = self._config.el_denominator == "generated"
+        continued = continue_answers(self._model, items, self._tokenizer, n=n, whole=whole, **shared)
         for i, one in zip(missing, continued, strict=True):
             value = el_n(np.array(one.answer), one, n, start=0, denominator=self._config.el_denominator)
             self._put("el", i, value)
 
     def mean(self, name: str) -> float | None:
-        """Mean of a number over the items that have it; None where none has."""
-        values = self.column(name)
-        return None if np.isnan(values).all() else float(np.nanmean(values))
+        """Mean of a number over all items that have one; None where one of them was not measured, or none has one."""
+        return float(np.nanmean(self.column(name))) if self._having(name) and not self.missing(name) else None
+
+    def at_least(self, name: str) -> float:
+        """What the mean of a number is at least that is never negative, in floating point, too; 0 where none has one.
+
+        What was not measured counts as 0. Once all is measured, this is the mean.
+        """
+        return float(np.nansum(self.column(name))) / max(1, len(self._having(name)))
+
+    def missing(self, name: str) -> list[int]:
+        """The items that have a number called `name` and were not measured."""
+        return [i for i in self._having(name) if np.isnan(self.column(name)[i])]
 
     def column(self, name: str) -> Values:
         """The numbers called `name`, NaN where they were not measured."""
-        return self.columns.setdefault(name, np.full(len(self._probes), np.nan))
+        return self.columns.setdefault(name, np.full(len(self.ma), np.nan))
 
     def put(self, name: str, positions: Sequence[int], values: Sequence[float]) -> None:
         """Add numbers that were measured elsewhere."""
         for i, value in zip(positions, values, strict=True):
             self._put(name, i, value)
+
+    def _having(self, name: str) -> list[int]:
+        # EL_n is the only number that an item may not have.
+        return [i for i, item in enumerate(self._probes.continued) if name != "el" or item is not None]
 
     def _put(self, name: str, i: int, value: float) -> None:
         self.column(name)[i] = value

@@ -6,7 +6,7 @@ grows in place. Texts are those of `model.generate`, which the tests compare.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Int
@@ -118,6 +118,7 @@ def decode(
     tokens: Int[Tensor, " batch"],
     caps: Sequence[int],
     end_ids: Sequence[int],
+    enough: Callable[[int, list[int]], bool] = lambda row, ids: False,
 ) -> list[list[int]]:
     """Go on greedily from what is in the cache.
 
@@ -128,6 +129,7 @@ def decode(
         tokens: the next token of each row, already known.
         caps: most new tokens of each row, at least 1, the known one included.
         end_ids: ids that end a row.
+        enough: whether a row, which has written these ids, may stop there. Defaults to never.
 
     Returns:
         New tokens per row, the end token included where one came.
@@ -135,11 +137,13 @@ def decode(
     written: list[list[int]] = [[] for _ in caps]
     rows = list(range(len(caps)))
     ends = set(end_ids)
+    over = [False] * len(caps)
     while True:
         for row, token in zip(rows, tokens.tolist(), strict=True):
-            if not _done(written[row], caps[row], ends):
+            if not over[row]:
                 written[row].append(token)
-        going = [i for i, row in enumerate(rows) if not _done(written[row], caps[row], ends)]
+                over[row] = _done(written[row], caps[row], ends) or enough(row, written[row])
+        going = [i for i, row in enumerate(rows) if not over[row]]
         if not going:
             return written
         if len(rows) - len(going) >= _FINISHED_SHARE * len(rows):
