@@ -11,7 +11,7 @@ demo: $(VENV)/.installed-recipes  ## install what recipes need, then run the mai
 		recipes/icu.py --output_dir out/demo --overwrite
 
 test: $(VENV)/.installed-dev quality  ## install with the developers' tools, then lint and run the whole suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 quality: $(VENV)/.installed-dev  ## lint only
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from llm_unlearn.codebook.commands import app as codes_app
 from llm_unlearn.quiet import quiet_upstream
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ data_app = typer.Typer(help="Make or fetch data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 report_app = typer.Typer(help="Show and compare the reports of evaluations.", no_args_is_help=True)
 app.add_typer(report_app, name="report")
+app.add_typer(codes_app, name="codes")
 
 
 def main() -> None:
@@ -62,7 +64,8 @@ def ls() -> None:
     console.print(table, soft_wrap=False)
     recipes = recipes_dir()
     presets = sorted(path.stem for path in (recipes / "configs").glob("*.yaml"))
-    console.print(f"\nStart one: llm-unlearn run METHOD, or accelerate launch {recipes}/METHOD.py; finetune too.")
+    console.print(f"\nStart one: llm-unlearn run METHOD, or accelerate launch {recipes}/METHOD.py; finetune,")
+    console.print("codeunlearn and codeunlearn_forget (a codebook bottleneck, arXiv 2410.10866) too.")
     console.print(f"Presets for --config: {', '.join(presets)}.")
 
 
@@ -74,7 +77,7 @@ _NumProcesses = Annotated[int, typer.Option("--num_processes", help="Processes t
 @app.command(context_settings=_PASS_THROUGH)
 def run(
     context: typer.Context,
-    method: Annotated[str, typer.Argument(help="A method of `llm-unlearn ls`, or `finetune`.")],
+    method: Annotated[str, typer.Argument(help="A method of `llm-unlearn ls`, `finetune`, `codeunlearn[_forget]`.")],
     num_processes: _NumProcesses = 1,
 ) -> None:
     """Run a recipe; all further flags are the recipe's (`llm-unlearn run npo --help`)."""
@@ -85,8 +88,9 @@ def run(
     if method in ("-h", "--help"):
         typer.echo(context.get_help())
         raise typer.Exit
-    if method not in (*METHODS, "finetune"):
-        raise ValueError(unknown("method", method, (*METHODS, "finetune")))
+    others = ("finetune", "codeunlearn", "codeunlearn_forget")
+    if method not in (*METHODS, *others):
+        raise ValueError(unknown("method", method, (*METHODS, *others)))
     _start(recipes_dir() / f"{method}.py", context.args, num_processes)
 
 

@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer: a plain folder, a hub id, or a PEFT folder with its base."""
+"""Load a model and its tokenizer: a plain folder, a hub id, or a PEFT or codebook folder with its base."""
 
 import hashlib
 import json
@@ -13,16 +13,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from llm_unlearn.adapters import RECORD_NAME, TRAINED_ADAPTER, load_reference_adapter, pin_4bit_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
+CODEBOOK_CONFIG = "codebook_config.json"
 
 
 def load_model(source: str | Path, dtype: torch.dtype | None = None, **kwargs: Any) -> nn.Module:
     """Load a causal LM in eval mode.
 
     Args:
-        source: hub id, model folder, or PEFT folder. Of a PEFT folder the base is loaded first, with the adapters that
-            base came with, then the adapter, frozen and active: together they are "the model".
+        source: hub id, model folder, PEFT folder or codebook folder. Of a PEFT folder the base is loaded first, with
+            the
+            adapters that base came with, then the adapter, frozen and active: together they are "the model". So is
+            what a codebook folder belongs to, with the bottleneck in it and its requests in force.
         dtype: dtype of the weights. Unset means float32 on CPU and bfloat16 on GPU (transformers' own default would
-            silently follow the checkpoint).
+            silently follow the checkpoint); of a codebook folder, the dtype it was saved with.
         kwargs: passed to `AutoModelForCausalLM.from_pretrained` (`quantization_config`, `revision`, ...).
             `trust_remote_code` is off.
 
@@ -30,23 +33,32 @@ def load_model(source: str | Path, dtype: torch.dtype | None = None, **kwargs: A
         ValueError: `source` is a folder without a model, or a path that does not exist.
     """
     check_source(source)
-    if dtype is None:
-        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     layers = adapter_layers(source)
-    model = AutoModelForCausalLM.from_pretrained(
-        layers[0] if layers else source, dtype=dtype, trust_remote_code=False, **kwargs
-    )
-    pin_4bit_weights(model)
+    base = layers[0] if layers else source
+    if (Path(base) / CODEBOOK_CONFIG).is_file():
+        # It stands on this module.
+        from llm_unlearn.codebook.model import CodebookModel
+
+        model = CodebookModel.load(base, dtype, **kwargs).base_model
+    else:
+        if dtype is None:
+            dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False, **kwargs)
+        pin_4bit_weights(model)
     for folder in layers[1:]:
         model = load_reference_adapter(model, folder)
     return model.eval()
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model; of a PEFT folder without one, that of its base."""
+    """Load the tokenizer of a model; of a PEFT or codebook folder without one, that of its base."""
     check_source(source)
+    if (codebook := Path(source) / CODEBOOK_CONFIG).is_file():
+        return load_tokenizer(json.loads(codebook.read_text(encoding="utf-8"))["base"]["source"])
     layers = [source] if (Path(source) / "tokenizer_config.json").is_file() else adapter_layers(source)[:1] or [source]
-    return AutoTokenizer.from_pretrained(layers[0], trust_remote_code=False)
+    if layers[0] != source:
+        return load_tokenizer(layers[0])
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def adapter_layers(source: str | Path) -> list[str]:
@@ -70,10 +82,10 @@ def check_source(source: str | Path) -> None:
     """
     path = Path(source)
     if path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG, CODEBOOK_CONFIG)):
             raise ValueError(
                 f"The folder {source} has neither config.json nor {ADAPTER_CONFIG}, so it holds no model: give a model "
-                "folder, a PEFT folder, or a hub id (`--model`)."
+                "folder, a PEFT folder, a codebook folder, or a hub id (`--model`)."
             )
     elif path.exists() or str(source).startswith((".", "/", "~")):
         raise ValueError(f"{source} is no model folder: give a folder that exists, or a hub id (`--model`).")
@@ -125,7 +137,7 @@ def identity(model: nn.Module, weights: str | None = None) -> str:
     """SHA-256 over everything in a model that decides its outputs.
 
     That is all weights, the settings, and of every adapted layer which adapters are on, merged, and how they scale: a
-    model whose adapter is switched off for a while is another one.
+    model whose adapter or codebook is switched off for a while is another one.
 
     Args:
         model: the model.
@@ -137,8 +149,20 @@ def identity(model: nn.Module, weights: str | None = None) -> str:
         if isinstance(layer, BaseTunerLayer)
     ]
     adapters = {name: config.to_dict() for name, config in getattr(model, "peft_config", {}).items()}
-    settings = [model.config.to_dict(), adapters, layers, weights or fingerprint(model, leave_out=None)]
+    # Of which the weights say what is deleted, but not where it is, nor whether it is on.
+    codebooks = [
+        [name, part.enabled, {key: value for key, value in vars(part.config).items() if key not in ("base", "seed")}]
+        for name, part in model.named_modules()
+        if _is_codebook(part)
+    ]
+    settings = [model.config.to_dict(), adapters, layers, weights or fingerprint(model, leave_out=None), *codebooks]
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=_as_text).encode()).hexdigest()
+
+
+def _is_codebook(module: nn.Module) -> bool:
+    from llm_unlearn.codebook.bottleneck import CodebookBottleneck
+
+    return isinstance(module, CodebookBottleneck)
 
 
 def _as_text(value: Any) -> Any:

@@ -112,7 +112,7 @@ def test_the_reference_is_the_model_with_the_adapters_it_came_with(method, retai
         half = collate(ExampleTokenizer(tiny_tokenizer()).all(tiny_rows(6)), pad_id=0)
         with torch.no_grad():
             sums = AnswerScores.of(answer_logits(came, came, half)).sums
-        torch.testing.assert_close(trainer.reference_logps.forget_sums, sums, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(trainer.reference.logps.forget_sums, sums, rtol=1e-5, atol=1e-4)
     assert_equal(frozen_weights(trainer.model), frozen)
     changed = probe_logits(trainer.model)
     assert (changed - before).abs().max() > 1e-3
@@ -151,7 +151,7 @@ def test_a_run_on_a_stack_resumes(stack, tmp_path):
     assert resumed.model.base_model.active_adapters == ["reference_0", "default"]
     assert_close(trained_weights(resumed.model), trained_weights(whole.model), atol=1e-6)
     assert_equal(frozen_weights(resumed.model), frozen)
-    torch.testing.assert_close(resumed.reference_logps.forget_sums, whole.reference_logps.forget_sums)
+    torch.testing.assert_close(resumed.reference.logps.forget_sums, whole.reference.logps.forget_sums)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])

@@ -77,8 +77,10 @@ def test_data_stands_below_training_and_evaluation(name):
 
 @pytest.mark.parametrize("name", below("config", "trainer", "reference", "guard", "adapters", "models", "finetune"))
 def test_the_training_core_knows_no_method_no_evaluation_and_nothing_above(name):
-    above = below("methods", "evaluation", "run", "cli", "card", "hub", "launch", "forecast", "testbed")
-    assert not own_imports(name) & set(above)
+    above = below("methods", "evaluation", "codebook", "run", "cli", "card", "hub", "launch", "forecast", "testbed")
+    # The one place that loads whatever a folder holds.
+    loads = {"codebook.model", "codebook.bottleneck"} if name == "models" else set()
+    assert own_imports(name) & set(above) <= loads
 
 
 @pytest.mark.parametrize("name", below("evaluation"))
@@ -94,6 +96,32 @@ def test_refinement_stands_on_evaluation_and_knows_no_method(name):
     others = {other for other in own_imports(name) if not other.startswith(("evaluation", "data", "refinement"))}
     assert others <= {"files", "reference"}
     assert name != "refinement.config" or not own_imports(name)
+
+
+SHOWN = {f"codebook.{name}" for name in ("actions", "card", "commands", "page", "plot", "tables")}
+"""What shows codebooks to somebody; the others are codebooks."""
+
+
+@pytest.mark.parametrize("name", [name for name in below("codebook") if name not in SHOWN])
+def test_a_codebook_stands_on_the_training_core_and_on_passes_of_evaluation_and_knows_no_method(name):
+    below_it = ("codebook", "data", "evaluation.outputs")
+    allowed = {"adapters", "files", "finetune", "forward", "functional", "models", "requests", "suggest"}
+    assert {other for other in own_imports(name) if not other.startswith(below_it)} <= allowed
+    assert not own_imports(name) & SHOWN
+
+
+@pytest.mark.parametrize("name", sorted(SHOWN))
+def test_what_shows_codebooks_knows_no_method_either(name):
+    below_it = ("codebook", "data", "evaluation")
+    allowed = {"files", "flags", "models", "paths", "requests", "run", "suggest"}
+    assert {other for other in own_imports(name) if not other.startswith(below_it)} <= allowed
+
+
+@pytest.mark.parametrize("name", ["selection", "statistics", "names", "search"])
+def test_the_choice_of_codes_runs_no_model(name):
+    outside = {other.split(".")[0] for other in imports(MODULES[f"llm_unlearn.codebook.{name}"])}
+    assert not outside & {"transformers", "peft"}
+    assert own_imports(f"codebook.{name}") <= {"codebook.statistics"}
 
 
 def test_no_import_runs_in_circles():

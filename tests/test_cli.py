@@ -29,7 +29,10 @@ def command(monkeypatch, *arguments):
     return stopped.value.code
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["--version"], ["run", "--help"], ["data", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["ls"], ["--version"], ["run", "--help"], ["data", "--help"], ["codes", "--help"]],
+)
 def test_help_and_lists_import_nothing_heavy_and_appear_at_once(arguments):
     script = (
         "import sys; sys.argv = ['llm-unlearn', *sys.argv[1:]]\n"

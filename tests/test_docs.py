@@ -7,9 +7,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import recipe  # puts the recipes' folder on the path
 import typer
 
 from llm_unlearn.cli import app
+from llm_unlearn.codebook.actions import ApplyFlags, PlanFlags, ShowFlags
+from llm_unlearn.codebook.trainer import CodeUnlearnConfig
 from llm_unlearn.evaluation.conventions import CONVENTIONS
 from llm_unlearn.evaluation.metrics import SUMMARIES, item_metrics
 from llm_unlearn.flags import DataFlags, EvaluationFlags, PairingFlags, TrainingEvaluationFlags
@@ -25,6 +28,7 @@ ITEMS = item_metrics(CONVENTIONS["fixed"])
 TIERS = {"train": 0, "quick": 1, "full": 2}
 RECORDED = {"texts": "quick", "ended": "quick", **dict.fromkeys(("el", "gradnorm", "js", "text_nll"), "full")}
 DIRECTIONS = {"↑": True, "↓": False, "–": None}
+CODES = {"show": ShowFlags, "plan": PlanFlags, "apply": ApplyFlags}
 TARGETS = {"retain model": "reference", "before": "before", "–": None}
 
 
@@ -145,6 +149,8 @@ def known_flags(words):
     if program == "llm-unlearn" and rest[0] in ("eval", "run"):
         own = {"num_processes", "help"}
         script = "eval/tofu.py" if rest[0] == "eval" else f"recipes/{rest[1]}.py"
+    elif program == "llm-unlearn" and rest[0] == "codes" and rest[1] in CODES:
+        return names_of(CODES[rest[1]]) | {"help"}
     elif program == "llm-unlearn":
         command = typer.main.get_command(app)
         while hasattr(command, "commands"):
@@ -163,6 +169,10 @@ def known_flags(words):
         return own | names_of(runpy.run_path(str(ROOT / script))["HarnessArguments"])
     if script.startswith("recipes/"):
         method = Path(script).stem
+        if method.startswith("codeunlearn"):
+            names = runpy.run_path(str(recipe.recipes_dir() / f"{method}.py"))
+            arguments = [names[name] for name in ("CodebookArguments", "ForgetArguments") if name in names]
+            return own | {"model", "config", "output_dir"} | names_of(*arguments, CodeUnlearnConfig)
         # What trl's parser adds for the model; its fields are not ours to list.
         own |= {"model", "split", "overwrite", "config", "use_peft", "lora_r"}
         config = () if method == "finetune" else (get_method(method).load()[0],)

@@ -1,11 +1,11 @@
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from math import log10
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from pages import ATTACK, Page, assert_alone
 from sample_report import sample_report, without_reference
 from scipy.stats import ks_2samp
 
@@ -13,41 +13,6 @@ from llm_unlearn.evaluation import html, plots
 from llm_unlearn.evaluation.plots import STYLES, Point, Series
 from llm_unlearn.evaluation.report import EvalReport
 from llm_unlearn.evaluation.svg import Scale, number
-
-ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, text, and whether every tag is closed."""
-
-    VOID = {"meta", "link", "br", "input"}
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.words = [], [], []
-        self.feed(text.replace("<wbr>", ""))
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not {"style", "script"} & set(self.open):
-            self.words.append(data)
-
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-    def of_class(self, name):
-        return [attributes for _, attributes in self.tags if name in attributes.get("class", "").split()]
 
 
 def drawings(text):
@@ -69,15 +34,7 @@ def test_the_page_is_whole_and_asks_for_nothing_outside(text):
     assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == [
         "summary", "plots", "metrics", "answers", "provenance",
     ]  # fmt: skip
-    assert not re.search(r"https?://|//[a-z]|url\(|@import", text)
-    for tag, attributes in page.tags:
-        assert tag not in {"img", "iframe", "object", "embed"}
-        assert "src" not in attributes
-        assert attributes.get("href", "#")[0] == "#" or attributes["href"] == "data:,"
-        assert not [name for name in attributes if name.startswith("on")]
-    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy.startswith("default-src 'none'")
-    assert "prefers-color-scheme: dark" in text and "@media print" in text
+    assert_alone(text, page)
 
 
 def test_the_numbers_are_those_of_the_report(report, text):

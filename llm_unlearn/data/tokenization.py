@@ -81,7 +81,7 @@ class ExampleTokenizer:
         self.max_length = max_length
         self.keeps_tail = keeps_tail
         # Instruction templates may end a turn with a token other than eos (Llama-3's <|eot_id|>).
-        self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     def __call__(self, example: Mapping[str, Any], index: int) -> TokenizedItem:
         """Tokenise one example in any of the forms of `data.sources`."""
@@ -168,6 +168,6 @@ class ExampleTokenizer:
             eos = self.tokenizer.eos_token_id
             return answer_ids if answer_ids[-1:] == [eos] else [*answer_ids, eos]
         for position, token_id in enumerate(answer_ids):
-            if token_id in self._special_ids:
+            if token_id in self.special_ids:
                 return answer_ids[: position + 1]
         return [*answer_ids, self.tokenizer.eos_token_id]

@@ -67,7 +67,7 @@ _ITEM_NUMBERS = ("probability", "rouge_l_recall", "truth_ratio")
 def page(report: EvalReport) -> str:
     """A report as a page: summary with targets, plots, all metrics, answers side by side, provenance."""
     return (
-        _environment()
+        templates()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -91,7 +91,7 @@ def comparison_page(comparison: Comparison) -> str:
     """Several runs as a page: the table, forget quality against model utility, the distributions of truth ratios."""
     reports = list(comparison.runs.values())
     return (
-        _environment()
+        templates()
         .get_template("comparison.html.j2")
         .render(
             comparison=comparison,
@@ -101,6 +101,19 @@ def comparison_page(comparison: Comparison) -> str:
             plots=[plane_of_runs(comparison), truth_ratios_of_runs(comparison)],
         )
     )
+
+
+def svg_file(drawing: str) -> str:
+    """A drawing of `plots` as a file of its own: on white, its styles inside, with the colours of a light page.
+
+    Colours are written out, because many programs that show or convert SVG know no CSS variables.
+    """
+    get = templates().get_template
+    light = dict(re.findall(r"--([\w-]+): (#\w+);", get("page.css").render().partition("}")[0]))
+    opening, rest = drawing.split(">", 1)
+    styles, white = get("plots.css").render(), '<rect width="100%" height="100%" fill="#fff"/>'
+    whole = f'{opening} xmlns="http://www.w3.org/2000/svg"><style>{styles}</style>{white}{rest}\n'
+    return re.sub(r"var\(--([\w-]+)[^)]*\)", lambda found: light[found[1]], whole)
 
 
 @dataclass(frozen=True)
@@ -118,11 +131,12 @@ class _Card:
 
 
 @cache
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def templates(*packages: str) -> Environment:
+    """The templates of these packages and those of the reports, which they may extend; all text is escaped."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("llm_unlearn.evaluation"),
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "llm_unlearn.evaluation")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

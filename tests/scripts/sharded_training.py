@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 from runs import losses, make_trainer, trained_weights
 from safetensors.torch import save_file
+from scripts import sharded_codebooks
 from tiny import tiny_rows, tiny_tokenizer
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -74,4 +75,5 @@ if __name__ == "__main__":
         save_file(weights, out / f"{name}.{rank}.safetensors")
         record = {"lines": lines, "eval_loss": eval_loss, "looks": looks, "processes": PartialState().num_processes}
         (out / f"{name}.{rank}.json").write_text(json.dumps(record))
+    sharded_codebooks.write_all(rank, processes, out)
     PartialState().destroy_process_group()

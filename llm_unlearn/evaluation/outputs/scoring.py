@@ -212,8 +212,11 @@ def _js_bits(log_p: Float[Tensor, "n vocab"], q: Float[Tensor, " vocab"]) -> Flo
 
 
 def _takes_trees(model: nn.Module) -> bool:
-    """Whether the model takes masks and positions of the caller's, and the usual cache."""
+    """Whether the model takes masks and positions of the caller's, and the usual cache, and reads nothing else."""
     plain = without_peft(model)
+    if any(getattr(module, "is_gated", False) for module in plain.modules()):
+        # A codebook's gate counts what a text has used so far, and siblings would count for each other.
+        return False
     return (
         plain.config._attn_implementation in ("sdpa", "eager")
         and "position_ids" in inspect.signature(plain.forward).parameters

@@ -1,0 +1,1 @@
+"""CodeUnlearn: a codebook bottleneck in a model, and requests that delete codes from it without a gradient step."""

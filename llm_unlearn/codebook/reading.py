@@ -1,0 +1,121 @@
+"""Which codes a model uses in texts: the pass behind selection, gates and inspection. It ends at the bottleneck."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llm_unlearn.codebook.model import CodebookModel
+from llm_unlearn.codebook.selection import CodeCounts
+from llm_unlearn.data.collator import collate
+from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
+from llm_unlearn.evaluation.outputs.sharding import device_of, evaluating, form_batches, run_sharded
+
+_BATCH_TOKENS = {"cpu": 2048, "other": 16384}
+# Of these tokens the vectors of all codes found are held at a time.
+_COMPARED_TOKENS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class CodeReading:
+    """The codes of one text.
+
+    Attributes:
+        tokens: ``(T,)``, the ids of its counted tokens: all but special ones (begin, end, marks of turns).
+        codes: ``(T, k)``, the `k` nearest codes of each, nearest first, whatever is deleted.
+        positions: ``(T,)``, where they stand in the text's ids.
+        cosines: ``(T, k)``, how near each code is, in [-1, 1]; None where they were not asked for.
+    """
+
+    tokens: Int[np.ndarray, " T"]
+    codes: Int[np.ndarray, "T k"]
+    positions: Int[np.ndarray, " T"]
+    cosines: Float[np.ndarray, "T k"] | None = None
+
+
+def read_codes(
+    codebook: CodebookModel,
+    items: Sequence[TokenizedItem],
+    tokenizer: ExampleTokenizer,
+    k: int | None = None,
+    *,
+    cosines: bool = False,
+    name: str = "texts",
+    progress: bool = True,
+) -> list[CodeReading]:
+    """Read the codes of `items`; time is linear in their tokens, and the layers above the bottleneck are not run.
+
+    Args:
+        codebook: the model.
+        items: tokenised texts.
+        tokenizer: the tokenizer they were made with.
+        k: codes per token; defaults to S.
+        cosines: whether to tell how near each code is.
+        name: what the progress bar calls the items.
+        progress: whether the main process shows a bar.
+
+    Returns:
+        One reading per item, the same on every process.
+
+    Raises:
+        ValueError: `k` exceeds the number of codes.
+    """
+    bottleneck, model = codebook.bottleneck, codebook.base_model
+    k = k or codebook.config.top_s
+    if k > codebook.config.num_codes:
+        raise ValueError(
+            f"Lists of {k} codes were asked for, but there are {codebook.config.num_codes}: lower the strengths."
+        )
+    device = device_of(model)
+    special = torch.tensor(sorted(tokenizer.special_ids), device=device)
+
+    def run(positions: list[int]) -> list[CodeReading]:
+        batch = collate([items[i] for i in positions])
+        ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+        (x,) = codebook.site.captured(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False))
+        counted = mask.bool() & ~torch.isin(ids, special) & x.isfinite().all(-1)
+        rows, places = counted.nonzero(as_tuple=True)
+        z = bottleneck.encode(x[counted])
+        codes = bottleneck.search(z, k, ignore_deleted=True)
+        counts = torch.bincount(rows, minlength=len(positions)).tolist()
+        parts = [part.int() for part in (ids[counted], codes, places)]
+        if cosines:
+            parts.append(_cosines(z, bottleneck.directions(), codes))
+        split = [np.split(part.cpu().numpy(), np.cumsum(counts)[:-1]) for part in parts]
+        return [CodeReading(*parts) for parts in zip(*split, strict=True)]
+
+    budget = _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["other"])
+    batches = form_batches([(len(item.input_ids), 0) for item in items], budget)
+    costs = [sum(len(items[i].input_ids) for i in batch) for batch in batches]
+    with evaluating(model):
+        return run_sharded(run, batches, costs, f"codes of {name}", progress)
+
+
+def _cosines(
+    z: Float[Tensor, "n m"], directions: Float[Tensor, "K m"], codes: Int[Tensor, "n k"]
+) -> Float[Tensor, "n k"]:
+    pieces = zip(F.normalize(z, dim=-1).split(_COMPARED_TOKENS), codes.split(_COMPARED_TOKENS), strict=True)
+    return torch.cat([(directions[found] @ rows[..., None])[..., 0] for rows, found in pieces])
+
+
+def count_codes(readings: Sequence[CodeReading], levels: Sequence[int], num_codes: int) -> CodeCounts:
+    """How many tokens, and how many texts, hold each code among their first `levels[i]`.
+
+    Args:
+        readings: of lists at least as long as the longest level.
+        levels: list lengths, ascending.
+        num_codes: K.
+    """
+    tokens = np.zeros((len(levels), num_codes), dtype=np.int64)
+    texts = np.zeros_like(tokens)
+    for reading in readings:
+        for row, level in enumerate(levels):
+            codes, uses = np.unique(reading.codes[:, :level], return_counts=True)
+            tokens[row, codes] += uses
+            texts[row, codes] += 1
+    n_tokens = sum(len(reading.tokens) for reading in readings)
+    return CodeCounts(tuple(levels), tokens, texts, n_tokens, len(readings))
