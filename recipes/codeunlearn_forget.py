@@ -61,6 +61,9 @@ class ForgetArguments(EvaluationFlags, DataArguments):
         default=None,
         metadata={"help": "Of auto: forget answers' probability that is low enough. Unset: as low as can be."},
     )
+    max_silent: float = field(
+        default=0.0, metadata={"help": "Share of the tokens to keep that ablate may leave without any code."}
+    )
     control_variants: int = field(default=8, metadata={"help": "Control texts per text, with different names."})
     retain_rows: int = field(default=400, metadata={"help": "Rows to keep that are read; the first of the split."})
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
@@ -160,7 +163,12 @@ def forget(args: ForgetArguments) -> None:
     console.print(curve_table(plan))
     strength = args.strength if args.strength == "auto" else int(args.strength)
     name = unlearner.apply(
-        plan, strength, args.mode, max_retain_rise=args.max_retain_rise, max_probability=args.max_probability
+        plan,
+        strength,
+        args.mode,
+        max_retain_rise=args.max_retain_rise,
+        max_probability=args.max_probability,
+        max_silent=args.max_silent,
     )
     record = codebook.registry[name]
     console.print(

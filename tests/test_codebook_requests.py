@@ -391,6 +391,9 @@ def test_a_deletion_that_leaves_tokens_without_codes_is_refused():
     with pytest.raises(ValueError, match=rf"Ablating 3 codes would leave {n_silent} of {len(tokens)} tokens.*'gated'"):
         unlearner.apply(plan, 0, "ablate")
     assert len(unlearner.codebook.registry) == 0 and not unlearner.codebook.bottleneck.ablated.any()
+    with pytest.raises(ValueError, match="--max_silent"):
+        unlearner.apply(plan, 0, "ablate", max_silent=(n_silent - 0.5) / len(tokens))
+    unlearner.revoke(unlearner.apply(plan, 0, "ablate", max_silent=n_silent / len(tokens)))
     # Together with what other requests delete, purged or not; but not with the same request's former codes.
     first, *others = sorted(of_one)
     delete(unlearner.codebook, "ablate", [first], "other")

@@ -177,6 +177,22 @@ def test_each_part_pulls_at_what_it_should(tmp_path):
     assert reached["commit"] == {"enc.weight", "enc.bias"}
 
 
+def test_reconstruction_does_not_pull_at_what_is_to_be_reconstructed(tmp_path):
+    """Or the layers below would learn to say what is easily said."""
+    trainer = make_codebook_trainer(tmp_path, train="full")
+    batch = next(iter(trainer.get_train_dataloader()))
+    mask, embedding, seen = batch["attention_mask"], trainer.model.get_input_embeddings().weight, []
+    with trainer.codebook.bottleneck.observed(seen.append):
+        trainer.model(input_ids=batch["input_ids"])
+    _, value = trainer._auxiliary(seen[0], mask.bool())["recon"]
+    errors = (seen[0].x.detach() - seen[0].y).pow(2).mean(-1) / trainer.codebook.bottleneck.x_variance
+    expected = ((errors * mask).sum(1) / mask.sum(1)).mean()
+    (ours,) = torch.autograd.grad(value, embedding, retain_graph=True)
+    (theirs,) = torch.autograd.grad(expected, embedding)
+    assert theirs.abs().max() > 1e-3
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
 def test_parts_without_a_weight_are_not_computed(tmp_path):
     trainer = make_codebook_trainer(tmp_path, max_steps=1, recon_coef=0, code_coef=0, commit_coef=0)
     trainer.train()

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from recipe import refused, run_recipe, save_tiny_model, tiny_data
+from recipe import refused, run_recipe, save_tiny_model, write_rows
+from tiny import NAMES
 
 from llm_unlearn import load_model
 from llm_unlearn.codebook.model import CodebookModel
@@ -18,13 +19,23 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return tiny_data(tmp_path_factory.mktemp("data"))
+    """Twelve questions, on one person to forget and on seven to keep."""
+    folder = tmp_path_factory.mktemp("data")
+    texts = [(f"{ask} {{}} {word} ?", f"{{}} {word} {{}}") for ask in ("Where was", "Who is", "What does")
+             for word in ("born", "work", "famous", "known")]  # fmt: skip
+
+    def rows(name):
+        return [{"question": ask.format(name), "answer": answer.format(name, name)} for ask, answer in texts]
+
+    write_rows(folder / "forget.jsonl", rows(NAMES[0]))
+    write_rows(folder / "retain.jsonl", [row for name in NAMES[1:8] for row in rows(name)])
+    return folder
 
 
 @pytest.fixture(scope="module")
 def flags(model, data):
-    return ["--model", model, "--dataset", data, "--split", "retain", "--layer", 0, "--num_codes", 24, "--top_s", 2,
-            "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1, "--num_train_epochs", 2,
+    return ["--model", model, "--dataset", data, "--split", "retain", "--layer", 0, "--num_codes", 60, "--top_s", 2,
+            "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1, "--num_train_epochs", 1,
             "--eval", "none", "--init_tokens", 200]  # fmt: skip
 
 
@@ -63,14 +74,14 @@ def test_a_deletion_leaves_a_codebook_with_the_request_in_force(trained, data, t
     told = " ".join(capsys.readouterr().out.split())
     (record,) = json.loads((out / "codebook" / "requests.json").read_text())["requests"]
     assert record["id"] == "mine" and record["mode"] == "refill" and record["status"] == "active"
-    assert f"Deleted {len(record['codes'])} of 24 codes for 'mine' (refill)" in told
+    assert f"Deleted {len(record['codes'])} of 60 codes for 'mine' (refill)" in told
     codebook = CodebookModel.load(out / "codebook")
     assert codebook.bottleneck.refilled.nonzero()[:, 0].tolist() == record["codes"]
     assert not CodebookModel.load(folder).registry.active, "the folder it began with is as it was"
     report = EvalReport.load(out)
     assert report.metrics.keys() >= {"forget/probability", "retain/probability"} and report.before
     assert (out / "curve.svg").read_text().startswith("<svg")
-    assert not any(word in (out / "codebook" / "requests.json").read_text() for word in ("Where", "born", "lives"))
+    assert not any(word in (out / "codebook" / "requests.json").read_text() for word in ("Where", "born", NAMES[0]))
 
 
 def test_it_resumes(flags, tmp_path):
@@ -85,7 +96,7 @@ def test_it_resumes(flags, tmp_path):
 
 def test_bad_input_ends_in_a_sentence_before_a_model_is_loaded(flags, data, tmp_path):
     out = ["--output_dir", tmp_path / "out"]
-    assert "`top_s` is 30, but there are only 24 codes" in refused("codeunlearn", *flags, *out, "--top_s", 30)
+    assert "`top_s` is 61, but there are only 60 codes" in refused("codeunlearn", *flags, *out, "--top_s", 61)
     assert "no codebook in" in refused("codeunlearn_forget", "--codebook", tmp_path / "none", *out)
     assert "`--strength` is 'much'" in refused(
         "codeunlearn_forget", "--codebook", data, "--strength", "much", "--dataset", data, *out

@@ -107,6 +107,9 @@ class ApplyFlags(RequestFlags):
     max_probability: float | None = field(
         default=None, metadata={"help": "Forget probability that is enough for auto. Unset: the lowest there is."}
     )
+    max_silent: float = field(
+        default=0.0, metadata={"help": "Share of the tokens to keep that ablate may leave without any code."}
+    )
 
 
 def parse(verb: str, flags: type[Flags], arguments: list[str]) -> tuple[Path, Flags]:
@@ -199,7 +202,8 @@ def apply(folder: Path, args: ApplyFlags) -> None:
     if strength == "auto":
         made = unlearner.sweep(made, (mode,), random_control=False)
         console.print(curve_table(made))
-    budget = {"max_retain_rise": args.max_retain_rise, "max_probability": args.max_probability}
+    limits = ("max_retain_rise", "max_probability", "max_silent")
+    budget = {name: getattr(args, name) for name in limits}
     request_id = unlearner.apply(made, strength, mode, **budget)
     unlearner.codebook.save_requests(folder)
     record = unlearner.codebook.registry[request_id]

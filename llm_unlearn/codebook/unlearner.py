@@ -10,7 +10,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 import numpy as np
@@ -186,6 +186,7 @@ class CodeUnlearner:
         *,
         max_retain_rise: float = 0.02,
         max_probability: float | None = None,
+        max_silent: float = 0.0,
     ) -> str:
         """Delete a plan's codes, in seconds; returns the request's id.
 
@@ -196,10 +197,12 @@ class CodeUnlearner:
             mode: "ablate", "refill" (as in the paper) or "gated"; see `bottleneck`.
             max_retain_rise: relative; 0.02 as in our specification.
             max_probability: in [0, 1].
+            max_silent: share of the tokens to keep that "ablate" may leave without any code, in [0, 1]; later layers
+                then read the decoder's bias in their place.
 
         Raises:
-            ValueError: no level keeps within the budget, a text to keep would have a token without any code left, or
-                the plan was made on another codebook, or before a purge.
+            ValueError: no level keeps within the budget, more tokens to keep would be left without any code, or the
+                plan was made on another codebook, or before a purge.
         """
         if plan.grounds["codebook"] != self.codebook.weights_hash():
             raise ValueError(
@@ -211,14 +214,14 @@ class CodeUnlearner:
         if not 0 <= strength < len(plan.levels):
             raise ValueError(f"Strength {strength} was asked for; the plan has {len(plan.levels)}, from 0.")
         codes = plan.codes(strength)
-        self._require_codes_left(plan, codes, mode)
+        self._require_codes_left(plan, codes, mode, max_silent)
         grounds = plan.grounds | {
             "strength": strength,
             "codes": plan.selection.grounds(codes),
             "curve": [asdict(point) for point in plan.curve],
         }
         threshold = plan.threshold[strength] if mode == "gated" else None
-        created = datetime.now(UTC).isoformat(timespec="seconds")
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         before = list(self.codebook.registry)
         self.codebook.registry.add(DeletionRecord(plan.id, codes, mode, threshold, "active", created, grounds))
         try:
@@ -272,7 +275,7 @@ class CodeUnlearner:
         """The active requests but an earlier form of this one, which applying it replaces."""
         return [record for record in self.codebook.registry.active if record.id != plan.id]
 
-    def _require_codes_left(self, plan: DeletionPlan, codes: tuple[int, ...], mode: Mode) -> None:
+    def _require_codes_left(self, plan: DeletionPlan, codes: tuple[int, ...], mode: Mode, max_silent: float) -> None:
         if mode != "ablate" or not plan.retain:
             return
         purged = self.codebook.bottleneck.purged.nonzero()[:, 0].tolist()
@@ -280,11 +283,11 @@ class CodeUnlearner:
         silent = sum(
             int(np.isin(reading.codes[:, : self.codebook.config.top_s], gone).all(-1).sum()) for reading in plan.retain
         )
-        if silent:
-            total = sum(len(reading.tokens) for reading in plan.retain)
+        total = sum(len(reading.tokens) for reading in plan.retain)
+        if silent > max_silent * total:
             raise ValueError(
                 f"Ablating {len(gone)} codes would leave {silent} of {total} tokens to be kept without any code: "
-                "choose a lower strength, or the mode 'gated'."
+                "choose a lower strength, the mode 'gated', or allow it (`--max_silent`)."
             )
 
 
