@@ -134,7 +134,7 @@ def test_what_can_be_switched_on_a_model_counts(evaluate):
         {"clusters": ["Ada", "Bela", "Ada"]},
         {"judge": Judge("a", lambda: nullcontext(tiny_model()))},
     ],
-    ids=str,
+    ids=lambda options: " ".join(options) if "judge" in options else str(options),
 )
 def test_another_evaluation_is_run_anew(options, evaluate):
     first = full_rows(3)

@@ -400,6 +400,11 @@ def test_a_deletion_that_leaves_tokens_without_codes_is_refused():
     rest = plan_to_delete(unlearner, others)
     with pytest.raises(ValueError, match="Ablating 3 codes would leave"):
         unlearner.apply(rest, 0, "ablate")
+    purged = make_unlearner()
+    delete(purged.codebook, "ablate", [first], "other")
+    purged.purge("other")
+    with pytest.raises(ValueError, match="Ablating 3 codes would leave"):
+        purged.apply(plan_to_delete(purged, others), 0, "ablate")
     unlearner.revoke("other")
     unlearner.apply(plan_to_delete(unlearner, [first]), 0, "ablate")
     unlearner.apply(plan_to_delete(unlearner, others), 0, "ablate")

@@ -1,5 +1,6 @@
 import io
 import json
+import runpy
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from recipe import refused, run_recipe, save_tiny_model, tiny_data, write_rows
 from rich.console import Console
 from tiny import tiny_rows, tiny_tokenizer
 
+from llm_unlearn.codebook.trainer import CodeUnlearnConfig
 from llm_unlearn.evaluation.rendering import IN_TERMINAL
 from llm_unlearn.evaluation.report import EvalReport
 from llm_unlearn.evaluation.svg import number
@@ -86,12 +88,16 @@ def test_two_steps_make_an_adapter(method, flags, model, tmp_path, capsys):
 def test_a_preset_parses_against_its_recipe(preset, tmp_path):
     from common import ModelArguments, UnlearnArguments, parse
 
-    config, _ = METHODS[method_of(preset)].load()
-    classes = (UnlearnArguments, config, ModelArguments)
+    if method_of(preset) == "codeunlearn":
+        arguments = runpy.run_path(str(recipes_dir() / "codeunlearn.py"))["CodebookArguments"]
+        classes = (arguments, CodeUnlearnConfig, ModelArguments)
+    else:
+        classes = (UnlearnArguments, METHODS[method_of(preset)].load()[0], ModelArguments)
     argv = ["--model", "unused", "--output_dir", str(tmp_path), "--use_cpu"]
     data_args, args, model_args = parse(method_of(preset), ["--config", preset.stem, *argv], *classes)
     assert isinstance(args.num_train_epochs, float)
-    assert model_args.use_peft == (preset.stem != "icu-paper"), "the authors train all weights"
+    if method_of(preset) != "codeunlearn":
+        assert model_args.use_peft == (preset.stem != "icu-paper"), "the authors train all weights"
     if preset.stem == "kl_min":
         assert args.retain_loss == "kl"
     if preset.stem.endswith("-forget10"):

@@ -51,7 +51,7 @@ class CodeUnlearnConfig(FinetuneConfig):
         l1_coef (`float`, defaults to 0.0), recon_coef (`float`, defaults to 0.1), code_coef (`float`, defaults to 0.1),
             commit_coef (`float`, defaults to 0.025): weights of the terms beside the language modelling loss, >= 0.
         revive_every (`int`, defaults to 0): steps after which a code that no token used becomes what the encoder makes
-            of a random token. 0: about five passes over the data. Ends at 70 % of training.
+            of a random token. 0: five passes over the data, or an eighth of a shorter run. Ends at 70 % of training.
         revive (`bool`, defaults to True): whether to do that at all.
         init_tokens (`int`, defaults to 50000): activations the first weights are made from.
         learning_rate (`float`, *optional*): unset means 1e-3 for the bottleneck alone, 5e-4 with an adapter, 1e-4 with
@@ -74,7 +74,7 @@ class CodeUnlearnConfig(FinetuneConfig):
         default=True, metadata={"help": "Put codes that no token uses to use; --no_revive leaves them."}
     )
     revive_every: int = field(
-        default=0, metadata={"help": "Steps without use after which; 0: five passes over the data."}
+        default=0, metadata={"help": "Steps without use after which; 0: five passes, or an eighth of the run."}
     )
     init_tokens: int = field(default=50_000, metadata={"help": "Activations the first weights are made from."})
     learning_rate: float | None = field(

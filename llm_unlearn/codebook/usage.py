@@ -85,7 +85,8 @@ class CodeUsage(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # The state's number of epochs holds where the run's length is given in steps, too.
         steps_per_epoch = max(1, round(state.max_steps / max(state.num_train_epochs, 1)))
-        self._every = self._trainer.args.revive_every or 5 * steps_per_epoch
+        # Of a short run an eighth, so that revival comes at all before it ends.
+        self._every = self._trainer.args.revive_every or max(1, min(5 * steps_per_epoch, state.max_steps // 8))
         self._first_norm = None
         if not state.global_step:
             # Those of an earlier run, which the bottleneck keeps, are of other steps.
