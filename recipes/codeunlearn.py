@@ -132,12 +132,12 @@ def train(data_args: CodebookArguments, args: Any, model_args: ModelArguments) -
         console.print(f"First weights lose {lost:.1%} of the variance of layer {config.layer}'s activations.")
         if main_process:
             run.remove_earlier(out)
+    # Of a run that trains all weights, what the evaluation calls "without" is no longer the model it began with.
+    start = trainer.evaluate()["without_loss"] if checkpoint is None else None
     trainer.train(resume_from_checkpoint=checkpoint)
-    gap = trainer.evaluate()
-    console.print(
-        f"Loss on the model's own data {gap['eval_loss']:.4f}, {gap['eval_gap']:+.4f} by the bottleneck; "
-        f"perplexity {gap['eval_perplexity']:.2f}."
-    )
+    end = trainer.evaluate()
+    gap = "" if start is None else f", {end['eval_loss'] - start:+.4f} against the model before"
+    console.print(f"Loss on the model's own data {end['eval_loss']:.4f}{gap}; perplexity {end['eval_perplexity']:.2f}.")
     after = evaluator.evaluate(trainer.model, None) if evaluator else None
     report = EvalReport.compare(after, before, reference, {"max_rows": data_args.max_rows or None}) if after else None
     if main_process:

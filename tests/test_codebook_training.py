@@ -251,7 +251,7 @@ def test_exactly_what_is_to_be_trained_changes(train, tmp_path):
 
 @pytest.mark.parametrize("n_logged", [1, 3])
 def test_logs_tell_the_use_of_codes(n_logged, tmp_path):
-    trainer = make_codebook_trainer(tmp_path, max_steps=3, logging_steps=n_logged)
+    trainer = make_codebook_trainer(tmp_path, max_steps=3, logging_steps=n_logged, revive_every=5)
     seen = []
     saw = trainer.usage.saw
     trainer.usage.saw = lambda observed, counted: (seen.append((observed, counted)), saw(observed, counted))
@@ -385,15 +385,16 @@ def test_no_revival_leaves_codes_as_they_are(tmp_path):
     assert not (codebook.bottleneck.codebook.weight[DEAD] == -1).any()
 
 
-def test_unset_a_code_is_out_of_use_after_five_passes_over_the_data(tmp_path):
-    """However the length of the run is given."""
+@pytest.mark.parametrize(("n_steps", "revived_at"), [(80, 10), (16, 2)])
+def test_unset_a_code_is_out_of_use_after_five_passes_or_an_eighth_of_the_run(n_steps, revived_at, tmp_path):
+    """Two steps to a pass, however the length of the run is given."""
     codebook = trained_like(tiny_codebook())
     unreachable(codebook, DEAD)
-    # Two steps to a pass: revived at step 10 of 20.
-    trainer = make_codebook_trainer(tmp_path, codebook=codebook, n_rows=4, max_steps=20, num_train_epochs=5)
+    trainer = make_codebook_trainer(tmp_path, codebook=codebook, n_rows=4, max_steps=n_steps, num_train_epochs=5)
     watch = Watch(trainer)
     trainer.train()
-    assert [bool((codes[DEAD] == -1).all()) for codes in watch.codes] == [True] * 9 + [False] * 11
+    untouched = [bool((codes[DEAD] == -1).all()) for codes in watch.codes]
+    assert untouched == [True] * (revived_at - 1) + [False] * (n_steps - revived_at + 1)
 
 
 def test_a_collapsed_codebook_stops_training(tmp_path):

@@ -228,7 +228,7 @@ class CodeUnlearnTrainer(Trainer):
         """The loss on the evaluation examples, with the bottleneck and without, and the gap between them, in nats."""
         with self.codebook.disabled():
             without = super().evaluate(*args, **{**kwargs, "metric_key_prefix": "without"})["without_loss"]
-        metrics = super().evaluate(*args, **kwargs)
+        metrics = super().evaluate(*args, **kwargs) | {"without_loss": without}
         gap = {"eval_gap": metrics["eval_loss"] - without, "eval_perplexity": math.exp(min(metrics["eval_loss"], 50))}
         self.log(gap)
         return metrics | gap
