@@ -8,7 +8,9 @@ from recipe import refused, run_recipe, save_tiny_model, write_rows
 from tiny import NAMES
 
 from llm_unlearn import load_model
+from llm_unlearn.adapters import without_newest_adapter
 from llm_unlearn.codebook.model import CodebookModel
+from llm_unlearn.codebook.registry import DeletionRecord
 from llm_unlearn.evaluation.report import EvalReport
 
 
@@ -82,6 +84,27 @@ def test_a_deletion_leaves_a_codebook_with_the_request_in_force(trained, data, t
     assert report.metrics.keys() >= {"forget/probability", "retain/probability"} and report.before
     assert (out / "curve.svg").read_text().startswith("<svg")
     assert not any(word in (out / "codebook" / "requests.json").read_text() for word in ("Where", "born", NAMES[0]))
+
+
+def test_a_deletion_can_be_followed_by_a_few_steps_of_any_method(trained, data, tmp_path):
+    how, folder = trained
+    codebook = CodebookModel.load(folder)
+    codebook.registry.add(DeletionRecord("mine", (1, 2, 3)))
+    codebook.delete()
+    codebook.save_pretrained(tmp_path / "codebook")
+    run_recipe(
+        "npo", "--model", tmp_path / "codebook", "--dataset", data, "--forget_split", "forget", "--retain_split",
+        "retain", "--max_steps", 2, "--learning_rate", 1e-2, "--eval", "none", "--output_dir", tmp_path / "out",
+        "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1,
+    )  # fmt: skip
+    adapted = load_model(tmp_path / "out" / "adapter")
+    bottleneck = adapted.get_base_model().codebook
+    assert bottleneck.ablated.nonzero()[:, 0].tolist() == [1, 2, 3]
+    assert not any("lora" in name for name, _ in bottleneck.named_modules())
+    changed = logits(adapted)
+    assert not torch.allclose(changed, logits(codebook), atol=1e-3)
+    with without_newest_adapter(adapted):
+        assert torch.equal(logits(adapted), logits(codebook)), how
 
 
 def test_it_resumes(flags, tmp_path):
