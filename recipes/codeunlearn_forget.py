@@ -5,7 +5,7 @@ r"""CodeUnlearn, second half: delete the codes of a request, without a gradient 
 
 On the embedded default, once `codeunlearn.py` has trained its bottleneck:
 
-    accelerate launch recipes/codeunlearn_forget.py
+    accelerate launch recipes/codeunlearn_forget.py --config codeunlearn_forget-testbed
 
 For a request on a real model:
 

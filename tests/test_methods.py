@@ -139,7 +139,7 @@ def test_registry_files_recipes_and_presets_agree():
     presets = {path.stem.removesuffix("-testbed") for path in (ROOT / "recipes" / "configs").glob("*-testbed.yaml")}
     assert files == names
     assert recipes == names
-    assert presets == names | {"codeunlearn"}
+    assert presets == names | {"codeunlearn", "codeunlearn_forget"}
 
 
 @pytest.mark.parametrize("method", METHODS)

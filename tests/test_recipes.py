@@ -20,6 +20,7 @@ from llm_unlearn.paths import recipes_dir
 
 RECIPES = [*METHODS, "finetune"]
 PRESETS = sorted((recipes_dir() / "configs").glob("*.yaml"))
+DELETION = recipes_dir() / "configs" / "codeunlearn_forget-testbed.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_two_steps_make_an_adapter(method, flags, model, tmp_path, capsys):
     assert not torch.equal(changed, load_model(model)(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("preset", [path for path in PRESETS if path != DELETION], ids=lambda path: path.stem)
 def test_a_preset_parses_against_its_recipe(preset, tmp_path):
     from common import ModelArguments, UnlearnArguments, parse
 
@@ -106,6 +107,15 @@ def test_a_preset_parses_against_its_recipe(preset, tmp_path):
     # The command line goes over the preset.
     _, args, _ = parse(method_of(preset), [f"--config={preset}", *argv, "--num_train_epochs=3"], *classes)
     assert args.num_train_epochs == 3
+
+
+def test_the_preset_of_deletion_parses_and_the_command_line_goes_over_it(monkeypatch):
+    from common import parse_plainly
+
+    arguments = runpy.run_path(str(recipes_dir() / "codeunlearn_forget.py"))["ForgetArguments"]
+    monkeypatch.setattr("sys.argv", ["codeunlearn_forget.py", "--config", DELETION.stem, "--mode", "gated"])
+    args = parse_plainly("codeunlearn_forget", arguments)
+    assert (args.control, args.selection, args.strength, args.mode) == ("siblings", "paper", "0", "gated")
 
 
 def test_a_preset_means_what_the_flags_mean(tmp_path):
