@@ -51,6 +51,7 @@ class CodebookModel(nn.Module):
 
     Attributes:
         base_model: the model, hooks in place; evaluate and adapt this one like any other.
+        site: the hooks, a `BottleneckSite`.
         bottleneck: the `CodebookBottleneck`, a child of the model under the name `codebook`.
         config: its `CodebookConfig`.
         registry: the requests whose codes are deleted.
@@ -65,7 +66,7 @@ class CodebookModel(nn.Module):
             raise ValueError("The model has a codebook bottleneck already: `detach` that one first.")
         self.config = resolve(config, model)
         bottleneck = CodebookBottleneck(config).to(next(inner.parameters()).device)
-        self._site = BottleneckSite(model, bottleneck, config)
+        self.site = BottleneckSite(model, bottleneck, config)
         # Or the base's own `save_pretrained` would write them.
         inner._keys_to_ignore_on_save = set(inner._keys_to_ignore_on_save or ()) | {
             f"{CHILD_NAME}.{name}" for name in bottleneck.state_dict()
@@ -78,11 +79,6 @@ class CodebookModel(nn.Module):
     def bottleneck(self) -> CodebookBottleneck:
         """The bottleneck."""
         return getattr(bare(self.base_model), CHILD_NAME)
-
-    @property
-    def site(self) -> BottleneckSite:
-        """The hooks."""
-        return self._site
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, through the bottleneck."""
@@ -113,7 +109,7 @@ class CodebookModel(nn.Module):
         inner._keys_to_ignore_on_save = {
             name for name in inner._keys_to_ignore_on_save if not name.startswith(f"{CHILD_NAME}.")
         }
-        self._site.remove()
+        self.site.remove()
         return model
 
     def merge_and_unload(self, *_: Any, **__: Any) -> NoReturn:
@@ -123,9 +119,8 @@ class CodebookModel(nn.Module):
             TypeError: always.
         """
         raise TypeError(
-            "A codebook bottleneck cannot be merged into weights: it chooses codes per token, and forgetting "
-            "lasts only "
-            "while it is in the model. Save it beside the model (`save_pretrained`), or take it out (`detach`)."
+            "A codebook bottleneck cannot be merged into weights: it chooses codes per token, and forgetting lasts "
+            "only while it is in the model. Save it beside the model (`save_pretrained`), or take it out (`detach`)."
         )
 
     def delete(self) -> None:

@@ -71,8 +71,8 @@ class CodeUsage(TrainerCallback):
         if (seen_enough and since_revival < min(least, config.num_codes)) or norm > _LARGEST_GROWTH * self._first_norm:
             raise RuntimeError(
                 f"The codebook has collapsed: {since_revival} of {config.num_codes} codes are in use, and encodings "
-                "have "
-                f"length {norm:.3g} ({self._first_norm:.3g} at first); lower `--learning_rate`, and keep a `--norm`."
+                f"have length {norm:.3g} ({self._first_norm:.3g} at first); lower `--learning_rate`, and keep a "
+                "`--norm`."
             )
         return {
             "codes/used": used,
