@@ -18,56 +18,21 @@ For a request on a real model:
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from common import DataArguments, at_a_terminal, parse_plainly
 
+from llm_unlearn.codebook.flags import PlanningFlags, StrengthFlags
 from llm_unlearn.data.tokenization import DEFAULT_SYSTEM_PROMPT
 from llm_unlearn.flags import EvaluationFlags
 
 
 @dataclass
-class ForgetArguments(EvaluationFlags, DataArguments):
+class ForgetArguments(StrengthFlags, PlanningFlags, EvaluationFlags, DataArguments):
     """Which codebook, what to forget, how strongly, and what is measured."""
 
     codebook: str = field(default="out/codeunlearn/codebook", metadata={"help": "Folder of the trained bottleneck."})
     output_dir: str = field(default="out/codeunlearn_forget", metadata={"help": "Folder for codebook and report."})
-    request_id: str | None = field(
-        default=None, metadata={"help": "Name of the deletion. Unset: the request's own, or the forget split's."}
-    )
-    control: str = field(
-        default="swap",
-        metadata={
-            "help": "Control texts: swap (the same with other names), siblings (nearest rows to keep), or a split."
-        },
-    )
-    selection: Literal["corrected", "paper"] = field(
-        default="corrected", metadata={"help": "Rule by which codes are chosen: ours, or the paper's."}
-    )
-    min_enrichment: float | None = field(
-        default=None,
-        metadata={"help": "Codes must be used this many doublings more often. Unset: the rule's (1 or 0)."},
-    )
-    levels: list[int] = field(default_factory=list, metadata={"help": "List lengths S', ascending. Unset: S, 2S, 4S."})
-    mode: Literal["ablate", "refill", "gated"] = field(
-        default="ablate",
-        metadata={"help": "Deleted codes say nothing, are replaced by the next (the paper's), or gated."},
-    )
-    strength: str = field(default="auto", metadata={"help": "Position in the levels, or auto: within the budget."})
-    max_retain_rise: float = field(
-        default=0.02, metadata={"help": "Budget of auto: relative rise of the loss on the rows to keep."}
-    )
-    max_probability: float | None = field(
-        default=None,
-        metadata={"help": "Of auto: forget answers' probability that is low enough. Unset: as low as can be."},
-    )
-    max_silent: float = field(
-        default=0.0, metadata={"help": "Share of the tokens to keep that ablate may leave without any code."}
-    )
-    control_variants: int = field(default=8, metadata={"help": "Control texts per text, with different names."})
-    retain_rows: int = field(default=400, metadata={"help": "Rows to keep that are read; the first of the split."})
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
-    seed: int = field(default=0, metadata={"help": "Of the control texts and the random deletions."})
     system_prompt: str = field(
         default=DEFAULT_SYSTEM_PROMPT, metadata={"help": "System message under a chat template; empty for none."}
     )
@@ -83,7 +48,6 @@ def main() -> None:
 def forget(args: ForgetArguments) -> None:
     """The steps: codebook, data, evaluation before, plan, curve, deletion, evaluation after, report."""
     import time
-    from dataclasses import replace
 
     from rich.console import Console
 
@@ -92,11 +56,8 @@ def forget(args: ForgetArguments) -> None:
     from llm_unlearn.codebook.config import CodebookConfig
     from llm_unlearn.codebook.model import CodebookModel
     from llm_unlearn.codebook.plot import trade_off
-    from llm_unlearn.codebook.selection import CORRECTED, PAPER
     from llm_unlearn.codebook.tables import curve_table
     from llm_unlearn.codebook.unlearner import CodeUnlearner
-    from llm_unlearn.data.sources import load_rows
-    from llm_unlearn.data.tofu import source_or_bundled
     from llm_unlearn.data.tokenization import ExampleTokenizer
     from llm_unlearn.evaluation.cache import evaluate_once
     from llm_unlearn.evaluation.html import svg_file
@@ -116,14 +77,10 @@ def forget(args: ForgetArguments) -> None:
             f"There is no codebook in {folder}: train one first (`accelerate launch recipes/codeunlearn.py`), or "
             "give its folder (`--codebook`)."
         )
-    if args.strength != "auto" and not args.strength.isdigit():
-        raise ValueError(f"`--strength` is {args.strength!r}; give auto, or a position in the levels, from 0.")
+    args.level()
     request = KnowledgeRequest.load(args.request) if args.request else None
     data = run.load_data(args.dataset, args.forget_split, args.retain_split, args.columns, request)
-    place = source_or_bundled(args.dataset)
-    control = args.control
-    if control not in ("swap", "siblings"):
-        control = list(load_rows(control, place, args.columns))
+    control = args.control_rows(args.dataset, args.columns)
     tokenizer = load_tokenizer(str(folder))
     bed = None if args.dataset else run.default_testbed(args.forget_split)
     if bed and (CodebookConfig.load(folder).base or {}).get("source") != absolute(bed.target):
@@ -142,34 +99,14 @@ def forget(args: ForgetArguments) -> None:
     before = evaluate_once(evaluator, model, identity(model), None, cache) if evaluator else None
     tokenize = ExampleTokenizer(tokenizer, args.system_prompt, args.max_length)
     unlearner = CodeUnlearner(codebook, tokenize, progress=state.is_main_process)
-    rule = {"corrected": CORRECTED, "paper": PAPER}[args.selection]
-    if args.min_enrichment is not None:
-        rule = replace(rule, min_enrichment=args.min_enrichment)
     began = time.perf_counter()
-    plan = unlearner.plan(
-        request or list(data.forget),
-        list(data.retain)[: args.retain_rows],
-        id=args.request_id or (None if request else args.forget_split.replace("[", ".").replace(":", "-").rstrip("]")),
-        control=control,
-        rule=rule,
-        levels=args.levels,
-        variants=args.control_variants,
-        seed=args.seed,
-    )
+    plan = args.plan(unlearner, request or list(data.forget), data.retain, control, args.forget_split)
     planned = time.perf_counter()
     console.print(plan.selection.table())
     plan = unlearner.sweep(plan, (args.mode,), seed=args.seed)
     swept = time.perf_counter()
     console.print(curve_table(plan))
-    strength = args.strength if args.strength == "auto" else int(args.strength)
-    name = unlearner.apply(
-        plan,
-        strength,
-        args.mode,
-        max_retain_rise=args.max_retain_rise,
-        max_probability=args.max_probability,
-        max_silent=args.max_silent,
-    )
+    name = args.apply(unlearner, plan)
     record = codebook.registry[name]
     console.print(
         f"Deleted {len(record.codes)} of {codebook.config.num_codes} codes for {name!r} ({args.mode}): chosen in "

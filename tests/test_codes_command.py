@@ -120,7 +120,7 @@ def test_plan_shows_codes_and_changes_nothing(command, place, data, capsys):
 
 
 def test_a_plan_with_a_plot_is_swept(command, place, data, capsys, tmp_path):
-    flags = ["--paper", "--levels", 2, 6, "--control", "other", "--plot", tmp_path / "plot.svg"]
+    flags = ["--selection", "paper", "--levels", 2, 6, "--control", "other", "--plot", tmp_path / "plot.svg"]
     assert command("plan", place / "codebook", *data, *flags) == 0
     output = capsys.readouterr().out
     assert "Mean probability of answers" in output and "nothing" in output
@@ -129,11 +129,6 @@ def test_a_plan_with_a_plot_is_swept(command, place, data, capsys, tmp_path):
             assert len(re.findall(rf"^{mode} .* {chosen} ", output, flags=re.MULTILINE)) == 2
     drawing = (tmp_path / "plot.svg").read_text()
     assert drawing.startswith("<svg") and "forget probability" in drawing and "rise of retain loss" in drawing
-
-
-def test_the_papers_rule_has_one_strength(command, place, data, capsys):
-    assert command("plan", place / "codebook", *data, "--paper", "--control", "siblings") == 0
-    assert re.search(r"would delete of 300 codes \d+ at level 0\.", capsys.readouterr().out)
 
 
 # Deleting
@@ -176,7 +171,8 @@ def test_apply_revoke_and_purge_change_the_folder_as_they_say(command, place, da
 
 def test_a_request_from_a_file_at_a_strength_that_is_found(command, place, made, data, capsys):
     folder = place / "codebook"
-    flags = ["--request", made / "request.json", "--paper", "--max_retain_rise", 5]
+    flags = ["--request", made / "request.json", "--selection", "paper", "--mode", "refill", "--levels", 2]
+    flags += ["--max_retain_rise", 5]
     assert command("apply", folder, *data[:2], *flags) == 0
     assert "Mean probability" in capsys.readouterr().out
     record = read_requests(folder)[0]["ada"]
@@ -231,7 +227,7 @@ def test_a_codebook_is_loaded_in_the_precision_it_was_saved_with(made, tmp_path)
         ),
         (["plan", "{folder}", "{splits}", "--request", "{data}/no.json"], "There is no request file"),
         (["plan", "{folder}", "{splits}", "--levels", "2", "900"], "Lists of 900 codes were asked for"),
-        (["apply", "{folder}", "{splits}", "--strength", "high"], "`--strength` is 'high'; give auto, or a level"),
+        (["apply", "{folder}", "{splits}", "--strength", "high"], "`--strength` is 'high'; give auto, or a position"),
         (["apply", "{folder}", "{splits}", "--strength", "3"], "Strength 3 was asked for; the plan has 3, from 0"),
         (["apply", "{folder}", "{splits}", "--max_retain_rise", "-1"], "Every strength costs more than the budget"),
         (["apply", "{folder}", "{splits}", "--mode", "erase"], "invalid choice: 'erase'"),

@@ -71,7 +71,7 @@ def test_a_deletion_leaves_a_codebook_with_the_request_in_force(trained, data, t
     run_recipe(
         "codeunlearn_forget", "--codebook", folder, "--dataset", data, "--forget_split", "forget",
         "--retain_split", "retain", "--control", "siblings", "--selection", "paper", "--mode", "refill",
-        "--levels", 2, 4, "--strength", 1, "--request_id", "mine", "--eval", "train", "--output_dir", out,
+        "--levels", 2, 4, "--strength", 1, "--id", "mine", "--eval", "train", "--output_dir", out,
     )  # fmt: skip
     told = " ".join(capsys.readouterr().out.split())
     (record,) = json.loads((out / "codebook" / "requests.json").read_text())["requests"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from transformers import HfArgumentParser
 
+from llm_unlearn.codebook.flags import PlanningFlags, StrengthFlags
 from llm_unlearn.data.tokenization import DEFAULT_SYSTEM_PROMPT
 from llm_unlearn.flags import DataFlags
 
@@ -52,31 +53,13 @@ class ShowFlags(TextFlags):
 
 
 @dataclass
-class RequestFlags(TextFlags):
+class RequestFlags(PlanningFlags, TextFlags):
     """What is to be forgotten, what is to be kept, and how codes are chosen."""
 
     forget_split: str = field(default="forget10", metadata={"help": "Split to forget; rows as in forget10[0:20]."})
     retain_split: str = field(default="retain90", metadata={"help": "Split to keep; rows as in retain90[0:160]."})
     request: str | None = field(
         default=None, metadata={"help": "KnowledgeRequest file; its exemplars are what is to be forgotten."}
-    )
-    id: str | None = field(
-        default=None, metadata={"help": "Id of the request. Unset: that of the file, or a hash of the rows."}
-    )
-    control: str = field(
-        default="swap",
-        metadata={
-            "help": "Control texts: swap (the texts to forget with names of the retain rows), siblings (the nearest "
-            "retain rows), or a split."
-        },
-    )
-    paper: bool = field(
-        default=False,
-        metadata={"help": "Choose as in the paper: R > 0, p < .05 over tokens, one strength, and refill."},
-    )
-    levels: list[int] = field(
-        default_factory=list,
-        metadata={"help": "Codes per token that are counted, a strength each, ascending. Unset: S, 2S, 4S (paper: S)."},
     )
 
 
@@ -92,24 +75,8 @@ class PlanFlags(RequestFlags):
 
 
 @dataclass
-class ApplyFlags(RequestFlags):
-    """How strongly, and how, codes are deleted."""
-
-    strength: str = field(
-        default="auto", metadata={"help": "A level, from 0; or auto: what forgets most within the budget."}
-    )
-    mode: Literal["ablate", "refill", "gated"] | None = field(
-        default=None, metadata={"help": "How codes leave. Unset: ablate; with --paper, refill."}
-    )
-    max_retain_rise: float = field(
-        default=0.02, metadata={"help": "Budget of auto: by how much the retain loss may rise, relative."}
-    )
-    max_probability: float | None = field(
-        default=None, metadata={"help": "Forget probability that is enough for auto. Unset: the lowest there is."}
-    )
-    max_silent: float = field(
-        default=0.0, metadata={"help": "Share of the tokens to keep that ablate may leave without any code."}
-    )
+class ApplyFlags(StrengthFlags, RequestFlags):
+    """What is deleted, how, and how strongly."""
 
 
 def parse(verb: str, flags: type[Flags], arguments: list[str]) -> tuple[Path, Flags]:
@@ -193,23 +160,18 @@ def apply(folder: Path, args: ApplyFlags) -> None:
 
     from llm_unlearn.codebook.tables import curve_table
 
-    if args.strength != "auto" and not args.strength.isdigit():
-        raise ValueError(f"`--strength` is {args.strength!r}; give auto, or a level such as 0.")
-    mode = args.mode or ("refill" if args.paper else "ablate")
+    strength = args.level()
     unlearner, made = _plan(folder, args)
     console = Console(highlight=False)
-    strength = args.strength if args.strength == "auto" else int(args.strength)
     if strength == "auto":
-        made = unlearner.sweep(made, (mode,), random_control=False)
+        made = unlearner.sweep(made, (args.mode,), random_control=False)
         console.print(curve_table(made))
-    limits = ("max_retain_rise", "max_probability", "max_silent")
-    budget = {name: getattr(args, name) for name in limits}
-    request_id = unlearner.apply(made, strength, mode, **budget)
+    request_id = args.apply(unlearner, made)
     unlearner.codebook.save_requests(folder)
     record = unlearner.codebook.registry[request_id]
     console.print(
-        f"Request {request_id!r} deletes {len(record.codes)} codes (mode {mode}, level {record.grounds['strength']}); "
-        f"`llm-unlearn codes revoke {folder} {request_id}` gives them back.",
+        f"Request {request_id!r} deletes {len(record.codes)} codes (mode {args.mode}, level "
+        f"{record.grounds['strength']}); `llm-unlearn codes revoke {folder} {request_id}` gives them back.",
         soft_wrap=True,
     )
 
@@ -257,31 +219,18 @@ def purge(folder: Path, request_id: str, yes: bool) -> None:
 
 def _plan(folder: Path, args: RequestFlags) -> tuple[CodeUnlearner, DeletionPlan]:
     from llm_unlearn.codebook.config import CodebookConfig
-    from llm_unlearn.codebook.selection import CORRECTED, PAPER
     from llm_unlearn.codebook.unlearner import CodeUnlearner
-    from llm_unlearn.data.sources import load_rows
-    from llm_unlearn.data.tofu import source_or_bundled
     from llm_unlearn.requests import KnowledgeRequest
     from llm_unlearn.run import load_data
 
     # Everything that can be wrong is found before a model is loaded.
-    config = CodebookConfig.load(folder)
+    CodebookConfig.load(folder)
     request = KnowledgeRequest.load(args.request) if args.request else None
     data = load_data(args.dataset, args.forget_split, args.retain_split, args.columns, request)
-    control = args.control
-    if control not in ("swap", "siblings"):
-        control = load_rows(control, source_or_bundled(args.dataset), args.columns)
+    control = args.control_rows(args.dataset, args.columns)
     codebook, tokenize = _load(folder, args)
     unlearner = CodeUnlearner(codebook, tokenize)
-    made = unlearner.plan(
-        request or data.forget,
-        data.retain,
-        id=args.id,
-        control=control,
-        rule=PAPER if args.paper else CORRECTED,
-        levels=args.levels or ((config.top_s,) if args.paper else ()),
-    )
-    return unlearner, made
+    return unlearner, args.plan(unlearner, request or list(data.forget), data.retain, control, args.forget_split)
 
 
 def _load(folder: Path, args: TextFlags) -> tuple[CodebookModel, ExampleTokenizer]:
