@@ -128,7 +128,7 @@ def train(data_args: CodebookArguments, args: Any, model_args: ModelArguments) -
     show_live_losses(trainer)
     console.print(forecast_line(trainer))
     if checkpoint is None:
-        lost = initialise_from(codebook, trainer.train_dataset, args.init_tokens, args.seed)
+        lost = initialise_from(codebook, trainer.train_dataset, args.init_tokens, args.seed, args.init_whiten)
         console.print(f"First weights lose {lost:.1%} of the variance of layer {config.layer}'s activations.")
         if main_process:
             run.remove_earlier(out)

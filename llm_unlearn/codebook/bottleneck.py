@@ -123,6 +123,11 @@ class CodebookBottleneck(nn.Module):
                 nn.init.orthogonal_(drawn, generator=generator)
                 affine.weight.copy_(drawn)
                 affine.bias.zero_()
+            m, d = self.enc.weight.shape
+            if m >= 2 * d:
+                # Each direction and its opposite, of which ReLU lets one through: nothing is lost.
+                square = nn.init.orthogonal_(torch.empty(d, d), generator=generator).to(self.enc.weight.device)
+                self.enc.weight[: 2 * d] = torch.cat([square, -square])
             drawn = torch.empty(self.codebook.weight.shape).normal_(generator=generator).abs_()
             self.codebook.weight.copy_(drawn / math.sqrt(drawn.shape[1]))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from llm_unlearn.codebook.site import bare
 from llm_unlearn.data.tokenization import TokenizedItem
 from llm_unlearn.evaluation.outputs.scoring import Branches, score
 
@@ -34,9 +35,18 @@ class CurvePoint:
 
 
 def measure(model: nn.Module, items: Sequence[TokenizedItem]) -> tuple[float | None, float | None]:
-    """Mean loss and mean probability of the items' answers."""
+    """Mean loss and mean probability of the items' answers.
+
+    Raises:
+        ValueError: the model has an encoder and a decoder.
+    """
     if not items:
         return None, None
+    if bare(model).config.is_encoder_decoder:
+        raise ValueError(
+            "A sweep measures the loss of given answers, which the decoder of this model reads past the bottleneck: "
+            "give a level instead of 'auto', and measure free answers (`codebook.trial.try_strengths`)."
+        )
     scores = score(model, [Branches.of([item], detailed=False) for item in items], progress=False)
     losses = np.array([of_one[0].loss for of_one in scores])
     return float(losses.mean()), float(np.exp(-losses).mean())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llm_unlearn.codebook.model import CodebookModel
 from llm_unlearn.codebook.selection import CodeCounts
-from llm_unlearn.data.collator import collate
+from llm_unlearn.codebook.seq2seq import kind_of
 from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
 from llm_unlearn.evaluation.outputs.sharding import device_of, evaluating, form_batches, run_sharded
 
@@ -27,7 +27,7 @@ class CodeReading:
     Attributes:
         tokens: ``(T,)``, the ids of its counted tokens: all but special ones (begin, end, marks of turns).
         codes: ``(T, k)``, the `k` nearest codes of each, nearest first, whatever is deleted.
-        positions: ``(T,)``, where they stand in the text's ids.
+        positions: ``(T,)``, where they stand in the text's ids. Of an encoder-decoder model's text the source is read.
         cosines: ``(T, k)``, how near each code is, in [-1, 1]; None where they were not asked for.
     """
 
@@ -65,6 +65,7 @@ def read_codes(
         ValueError: `k` exceeds the number of codes.
     """
     bottleneck, model = codebook.bottleneck, codebook.base_model
+    kind = kind_of(model)
     k = k or codebook.config.top_s
     if k > codebook.config.num_codes:
         raise ValueError(
@@ -74,7 +75,7 @@ def read_codes(
     special = torch.tensor(sorted(tokenizer.special_ids), device=device)
 
     def run(positions: list[int]) -> list[CodeReading]:
-        batch = collate([items[i] for i in positions])
+        batch = kind.collate([items[i] for i in positions])
         ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
         (x,) = codebook.site.captured(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False))
         counted = mask.bool() & ~torch.isin(ids, special) & x.isfinite().all(-1)

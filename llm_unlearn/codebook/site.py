@@ -22,6 +22,13 @@ from llm_unlearn.codebook.config import CodebookConfig
 
 CHILD_NAME = "codebook"
 
+# A layer's attention, and the norms before it and before the feed-forward, as families call them.
+_ATTENTION = (
+    ("self_attn", "input_layernorm", "post_attention_layernorm"),
+    ("attn", "ln_1", "ln_2"),
+    ("attention", "input_layernorm", "post_attention_layernorm"),
+)
+
 
 class StopForwardError(Exception):
     """Ends a forward pass at the bottleneck's place."""
@@ -83,6 +90,25 @@ def resolve(config: CodebookConfig, model: nn.Module) -> CodebookConfig:
     if config.site == "post_attn":
         _attention_of(layers[layer], inner)
     return config
+
+
+def parameters_below(model: nn.Module, config: CodebookConfig) -> list[nn.Parameter]:
+    """The weights that decide what comes to the bottleneck: embeddings, earlier layers, adapters in them.
+
+    Args:
+        model: with or without the bottleneck.
+        config: of the bottleneck, resolved.
+    """
+    stack, layers = stack_of(model)
+    layer = layers[config.layer]
+    modules = [child for child in stack.children() if isinstance(child, nn.Embedding)] + list(layers[: config.layer])
+    if config.site == "block":
+        modules.append(layer)
+    else:
+        modules.append(_attention_of(layer, bare(model)))
+        modules += [getattr(layer, name) for names in _ATTENTION for name in names[:2] if hasattr(layer, name)]
+    # A module may be there twice: Gemma's attention ends in a norm.
+    return list({id(parameter): parameter for module in modules for parameter in module.parameters()}.values())
 
 
 class BottleneckSite:
@@ -238,11 +264,7 @@ def _attention_of(layer: nn.Module, inner: PreTrainedModel) -> nn.Module:
         return layer.layer[0]
     parallel = getattr(inner.config, "use_parallel_residual", False)
     # Attention and feed-forward each have a norm before them in every family whose residuals come one after another.
-    for attention, norms in (
-        ("self_attn", ("input_layernorm", "post_attention_layernorm")),
-        ("attn", ("ln_1", "ln_2")),
-        ("attention", ("input_layernorm", "post_attention_layernorm")),
-    ):
+    for attention, *norms in _ATTENTION:
         if not parallel and all(hasattr(layer, name) for name in (attention, *norms)):
             # Gemma 2 and 3 norm what attention says before it is added.
             normed = hasattr(layer, "pre_feedforward_layernorm")

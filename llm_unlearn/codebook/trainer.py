@@ -30,11 +30,11 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from llm_unlearn.adapters import TRAINED_ADAPTER, attach_adapter, pin_4bit_weights
 from llm_unlearn.codebook.bottleneck import Observation
 from llm_unlearn.codebook.model import ADAPTER_FOLDER, BASE_FOLDER, WEIGHTS_NAME, CodebookModel
+from llm_unlearn.codebook.seq2seq import kind_of
+from llm_unlearn.codebook.site import parameters_below
 from llm_unlearn.codebook.usage import CodeUsage
-from llm_unlearn.data.collator import collate
-from llm_unlearn.data.tokenization import ExampleTokenizer
 from llm_unlearn.finetune import FinetuneConfig
-from llm_unlearn.forward import AnswerScores, answer_logits
+from llm_unlearn.forward import AnswerScores
 from llm_unlearn.models import require_fp32
 
 CODEBOOK_FOLDER = "codebook"
@@ -54,6 +54,11 @@ class CodeUnlearnConfig(FinetuneConfig):
             of a random token. 0: five passes over the data, or an eighth of a shorter run. Ends at 70 % of training.
         revive (`bool`, defaults to True): whether to do that at all.
         init_tokens (`int`, defaults to 50000): activations the first weights are made from.
+        init_whiten (`bool`, defaults to False): whether these are made in the units in which one and the same token
+            varies, so that codes tell tokens apart rather than what stands around them; see `initialise`.
+        hold_bottleneck (`bool`, defaults to False): whether the bottleneck and all of the model below it stay as they
+            are at first. Which codes a token has is then settled, and only what reads them is trained, by the language
+            modelling loss alone: the layers above (`train="full"`) or adapters in them (`"lora"`).
         learning_rate (`float`, *optional*): unset means 1e-3 for the bottleneck alone, 5e-4 with an adapter, 1e-4 with
             all weights.
         warmup_steps (`float`, defaults to 0.05), max_grad_norm (`float`, defaults to 1.0): the former a share of all
@@ -77,6 +82,12 @@ class CodeUnlearnConfig(FinetuneConfig):
         default=0, metadata={"help": "Steps without use after which; 0: five passes, or an eighth of the run."}
     )
     init_tokens: int = field(default=50_000, metadata={"help": "Activations the first weights are made from."})
+    init_whiten: bool = field(
+        default=False, metadata={"help": "Make first codes that tell tokens apart rather than their surroundings."}
+    )
+    hold_bottleneck: bool = field(
+        default=False, metadata={"help": "Train what reads the codes only: not the bottleneck, and nothing below it."}
+    )
     learning_rate: float | None = field(
         default=None, metadata={"help": "Peak rate. Unset: 1e-3 bottleneck, 5e-4 with an adapter, 1e-4 all weights."}
     )
@@ -93,6 +104,11 @@ class CodeUnlearnConfig(FinetuneConfig):
         for name in ("l1_coef", "recon_coef", "code_coef", "commit_coef", "revive_every", "init_tokens"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must not be negative.")
+        if self.hold_bottleneck and self.train == "bottleneck":
+            raise ValueError(
+                "`hold_bottleneck` leaves nothing to train: let what reads the codes fit itself to them "
+                "(`--train lora` or `--train full`), or drop it."
+            )
         if self.init_tokens < 1:
             raise ValueError("`init_tokens` is 0, but the first weights are made from activations: give at least 1.")
         if self.learning_rate is None:
@@ -162,16 +178,20 @@ class CodeUnlearnTrainer(Trainer):
             pin_4bit_weights(model)
             model.requires_grad_(args.train == "full")
         codebook.bottleneck.requires_grad_(True)
+        if args.hold_bottleneck:
+            for parameter in (*parameters_below(model, codebook.config), *codebook.bottleneck.parameters()):
+                parameter.requires_grad_(False)
         if args.train != "bottleneck":
             # What was trained with it before stays a part of it.
             codebook.trained = args.train
         self.codebook = codebook
-        self.tokenize = ExampleTokenizer(processing_class, args.system_prompt, args.max_length)
+        self._kind = kind_of(model)
+        self.tokenize = self._kind.tokenizer(processing_class, args.system_prompt, args.max_length)
         with _bottleneck_counts_as_adapter(model):
             super().__init__(
                 model=model,
                 args=args,
-                data_collator=partial(collate, pad_id=0),
+                data_collator=partial(self._kind.collate, pad_id=0),
                 train_dataset=self.tokenize.all(train_dataset),
                 eval_dataset=None if eval_dataset is None else self.tokenize.all(eval_dataset),
                 callbacks=callbacks,
@@ -191,7 +211,8 @@ class CodeUnlearnTrainer(Trainer):
         """The loss of one batch; without gradient, of the language modelling term alone."""
         seen: list[Observation] = []
         with self.codebook.bottleneck.observed(seen.append):
-            answers = answer_logits(model, self.accelerator.unwrap_model(model, keep_torch_compile=False), inputs)
+            unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+            answers = self._kind.logits(model, unwrapped, inputs)
         lm = -AnswerScores.of(answers).means.mean()
         if not model.training:
             return (lm, {}) if return_outputs else lm
@@ -207,6 +228,8 @@ class CodeUnlearnTrainer(Trainer):
 
     def _auxiliary(self, observed: Observation, counted: Tensor) -> dict[str, tuple[float, Tensor]]:
         args, codes = self.args, self.codebook.bottleneck.codebook.weight
+        if args.hold_bottleneck:
+            return {}
         variance = self.codebook.bottleneck.x_variance
         terms = {
             "l1": (args.l1_coef, lambda: _code_l1(observed.codes, codes)),

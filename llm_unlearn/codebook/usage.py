@@ -97,7 +97,7 @@ class CodeUsage(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         due = state.global_step % self._every == 0 and state.global_step <= LAST_REVIVAL * state.max_steps
-        if self._trainer.args.revive and due:
+        if due and args.revive and not args.hold_bottleneck:
             self._revive(state.global_step)
         if control.should_save:
             self._share_last_used()

@@ -59,6 +59,21 @@ def load_rows(split: str | None, source: str | os.PathLike, columns: Mapping[str
         FileNotFoundError: the source does not exist or cannot be reached.
         ValueError: there is no such split, a file is damaged, no rows are left, or no form fits the columns.
     """
+    return map_columns(load_table(split, source), columns)
+
+
+def load_table(split: str | None, source: str | os.PathLike) -> Dataset:
+    """Load one split with whatever columns it has.
+
+    Args:
+        split, source: as in `load_rows`.
+
+    Returns:
+        `datasets.Dataset` with one row or more, in the order of the source.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_rows`, but for columns.
+    """
     name, rows = _parse_split(split)
     dataset = _local_rows(Path(source).expanduser(), name) if _is_path(source) else _hub_rows(str(source), name)
     total = len(dataset)
@@ -69,7 +84,7 @@ def load_rows(split: str | None, source: str | os.PathLike, columns: Mapping[str
             "at least one row."
         )
     # A slice of everything would only hide the table behind another view.
-    return map_columns(dataset if len(kept) == total else dataset.select(kept), columns)
+    return dataset if len(kept) == total else dataset.select(kept)
 
 
 def list_splits(source: str | os.PathLike) -> list[str]:
