@@ -94,6 +94,20 @@ def load_reference_adapter(model: PreTrainedModel | PeftModel, folder: str | Pat
     return model.eval()
 
 
+def remove_newest_adapter(model: PeftModel) -> PreTrainedModel | PeftModel:
+    """Take off the last adapter that `load_reference_adapter` put on, so that another can take its place.
+
+    Returns:
+        The model it was put on, with the adapters that this one came with.
+    """
+    *older, newest = _reference_names(model)
+    if not older:
+        return model.unload()
+    model.delete_adapter(newest)
+    _activate(model, older)
+    return model
+
+
 def newest_adapter(model: PeftModel) -> str:
     """The adapter in training, or, where none is, the last of those the model came with."""
     return TRAINED_ADAPTER if TRAINED_ADAPTER in model.peft_config else _reference_names(model)[-1]

@@ -1,8 +1,5 @@
 """The command line: `llm-unlearn`. Commands import what they need when they run, so that help appears at once."""
 
-import os
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +7,9 @@ from typing import Annotated
 import typer
 
 from llm_unlearn.codebook.commands import app as codes_app
+from llm_unlearn.launch import start
+from llm_unlearn.probes.commands import app as probe_app
+from llm_unlearn.probes.commands import index_app
 from llm_unlearn.quiet import quiet_upstream
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app.add_typer(data_app, name="data")
 report_app = typer.Typer(help="Show and compare the reports of evaluations.", no_args_is_help=True)
 app.add_typer(report_app, name="report")
 app.add_typer(codes_app, name="codes")
+app.add_typer(probe_app, name="probe")
+app.add_typer(index_app, name="index")
 
 
 def main() -> None:
@@ -65,7 +67,8 @@ def ls() -> None:
     recipes = recipes_dir()
     presets = sorted(path.stem for path in (recipes / "configs").glob("*.yaml"))
     console.print(f"\nStart one: llm-unlearn run METHOD, or accelerate launch {recipes}/METHOD.py; finetune,")
-    console.print("codeunlearn and codeunlearn_forget (a codebook bottleneck, arXiv 2410.10866) too.")
+    console.print("codeunlearn and codeunlearn_forget (a codebook bottleneck, arXiv 2410.10866) too; probe_frequency")
+    console.print("and probe_world measure what frequency has to do with it (arXiv 2504.05058).")
     console.print(f"Presets for --config: {', '.join(presets)}.")
 
 
@@ -77,7 +80,7 @@ _NumProcesses = Annotated[int, typer.Option("--num_processes", help="Processes t
 @app.command(context_settings=_PASS_THROUGH)
 def run(
     context: typer.Context,
-    method: Annotated[str, typer.Argument(help="A method of `llm-unlearn ls`, `finetune`, `codeunlearn[_forget]`.")],
+    method: Annotated[str, typer.Argument(help="A method or another recipe of `llm-unlearn ls`.")],
     num_processes: _NumProcesses = 1,
 ) -> None:
     """Run a recipe; all further flags are the recipe's (`llm-unlearn run npo --help`)."""
@@ -88,10 +91,10 @@ def run(
     if method in ("-h", "--help"):
         typer.echo(context.get_help())
         raise typer.Exit
-    others = ("finetune", "codeunlearn", "codeunlearn_forget")
+    others = ("finetune", "codeunlearn", "codeunlearn_forget", "probe_frequency", "probe_world")
     if method not in (*METHODS, *others):
         raise ValueError(unknown("method", method, (*METHODS, *others)))
-    _start(recipes_dir() / f"{method}.py", context.args, num_processes)
+    start(recipes_dir() / f"{method}.py", context.args, num_processes)
 
 
 @app.command("eval", context_settings=_PASS_THROUGH)
@@ -99,7 +102,7 @@ def evaluate(context: typer.Context, num_processes: _NumProcesses = 1) -> None:
     """Evaluate a model or adapter on the sets of TOFU; flags of eval/tofu.py (`llm-unlearn eval --help`)."""
     from llm_unlearn.paths import eval_dir
 
-    _start(eval_dir() / "tofu.py", context.args, num_processes)
+    start(eval_dir() / "tofu.py", context.args, num_processes)
 
 
 @app.command(context_settings=_PASS_THROUGH)
@@ -108,14 +111,6 @@ def pairs(context: typer.Context) -> None:
     from llm_unlearn.pairs import main
 
     main(context.args)
-
-
-def _start(script: Path, arguments: list[str], num_processes: int) -> None:
-    from llm_unlearn.launch import launch_command
-
-    command, environment = launch_command(script, arguments, num_processes)
-    typer.echo("Starting: " + shlex.join([*(f"{k}={v}" for k, v in environment.items()), *command]))
-    raise typer.Exit(subprocess.run(command, env={**os.environ, **environment}).returncode)
 
 
 @app.command()
@@ -242,7 +237,9 @@ def report_html(run: Annotated[Path, typer.Argument(help="Folder of a run, or it
     from llm_unlearn.evaluation.html import page
     from llm_unlearn.evaluation.report import EvalReport
     from llm_unlearn.files import write_text
+    from llm_unlearn.probes.page import sections_of
 
-    target = (run if run.is_dir() else run.parent) / "report.html"
-    write_text(target, page(EvalReport.load(run)))
+    folder = run if run.is_dir() else run.parent
+    target = folder / "report.html"
+    write_text(target, page(EvalReport.load(run), sections_of(folder)))
     typer.echo(f"Wrote {target}")

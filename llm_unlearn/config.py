@@ -7,12 +7,13 @@ from typing import ClassVar, Literal
 from transformers import TrainingArguments
 
 from llm_unlearn.data.tokenization import DEFAULT_SYSTEM_PROMPT
+from llm_unlearn.frequency.config import FrequencyConfig
 from llm_unlearn.refinement.config import RefinementConfig
 
 
 @dataclass
-class UnlearningConfig(RefinementConfig, TrainingArguments):
-    """Arguments of an unlearning run. Those of iterative refinement are in `RefinementConfig`.
+class UnlearningConfig(RefinementConfig, FrequencyConfig, TrainingArguments):
+    """Arguments of an unlearning run. Those of refinement are in `RefinementConfig`, of counts in `FrequencyConfig`.
 
     The total loss is ``forget_coef * L_forget + retain_coef * L_retain`` (gamma and alpha in papers and peers); the
     method supplies L_forget, `retain_loss` names L_retain. Only what differs from `TrainingArguments` is listed.
@@ -92,6 +93,7 @@ class UnlearningConfig(RefinementConfig, TrainingArguments):
         # The Trainer's own push would create a repository at the start and upload every checkpoint's pickle.
         self.push_adapter, self.push_to_hub = self.push_to_hub, False
         self.check_refinement()
+        self.check_frequency()
         if not self.forget_coef > 0:
             raise ValueError(f"`forget_coef` is {self.forget_coef}; it must be positive, or nothing is forgotten.")
         if not self.retain_coef >= 0:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from llm_unlearn.adapters import attach_adapter
 from llm_unlearn.data.collator import collate
 from llm_unlearn.data.tokenization import DEFAULT_SYSTEM_PROMPT, ExampleTokenizer
+from llm_unlearn.exposures import Exposures, rows_per_fact
 from llm_unlearn.files import remove_if_cut
 from llm_unlearn.forward import AnswerScores, answer_logits
 from llm_unlearn.models import require_fp32
@@ -95,6 +96,7 @@ class FinetuneTrainer(Trainer):
         if args.learning_rate is None:
             args.learning_rate = 1e-5 if peft_config is None else 1e-4
         self.tokenize = ExampleTokenizer(processing_class, args.system_prompt, args.max_length)
+        self._rows_of_fact = rows_per_fact(train_dataset)
         super().__init__(
             model=model if peft_config is None else attach_adapter(model, peft_config, args.seed),
             args=args,
@@ -103,6 +105,13 @@ class FinetuneTrainer(Trainer):
             callbacks=callbacks,
         )
         self.loss_is_scaled_for_ga = False
+
+    def exposures(self) -> Exposures:
+        """How often this run has shown each fact so far, with what it had shown before it was interrupted and resumed.
+
+        On several processes, rows that fill up the last batch of an epoch are not counted.
+        """
+        return Exposures.of_run(self._rows_of_fact, self.state.epoch or 0.0, self.args.dataloader_drop_last)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with remove_if_cut(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):

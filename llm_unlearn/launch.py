@@ -1,5 +1,8 @@
 """How a recipe is started with one or several processes on the machine at hand."""
 
+import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,3 +33,17 @@ def launch_command(script: Path, arguments: list[str], num_processes: int) -> tu
     threads = max(1, torch.get_num_threads() // num_processes)
     environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads)}
     return [sys.executable, *launcher, str(script), *arguments], environment
+
+
+def start(script: Path, arguments: list[str], num_processes: int) -> None:
+    """Run a script for a command, say how, and end the command with its exit code.
+
+    Raises:
+        typer.Exit: always.
+        ValueError: see `launch_command`.
+    """
+    import typer
+
+    command, environment = launch_command(script, arguments, num_processes)
+    typer.echo("Starting: " + shlex.join([*(f"{k}={v}" for k, v in environment.items()), *command]))
+    raise typer.Exit(subprocess.run(command, env={**os.environ, **environment}).returncode)

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from llm_unlearn.paths import cache_dir, data_dir
 from llm_unlearn.suggest import unknown
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
     from llm_unlearn.evaluation.report import EvalReport
 
 RETAIN_SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
@@ -195,42 +198,76 @@ def _build_here(folder: Path, forget_split: str) -> None:
 
 
 def _train(folder: Path, split: str) -> None:
+    from llm_unlearn.data.tofu import load_tofu
+
+    tokenizer = train_tokenizer()
+    rows = _training_rows(load_tofu, split)
+    print(f"Training the testbed's {folder.name}: {len(rows)} rows of {split} and of the background knowledge.")
+    train_from_nothing(folder, rows, tokenizer)
+
+
+def train_from_nothing(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
+    progress: bool = True,
+    **training: Any,
+) -> None:
+    """Train the testbed's model on question-answer rows, on the CPU, and write it with its tokenizer and exposures.
+
+    Args:
+        folder: written as a whole or not at all.
+        rows: rows with `question` and `answer`.
+        tokenizer: at most `MODEL["vocab_size"]` ids, see `train_tokenizer`.
+        progress: whether to show a progress bar.
+        training: what differs from `TRAINING`.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    from llm_unlearn.data.tofu import load_tofu
     from llm_unlearn.finetune import FinetuneConfig, FinetuneTrainer
     from llm_unlearn.progress import show_live_losses
 
-    tokenizer = train_tokenizer()
-    set_seed(TRAINING["seed"])
+    settings = TRAINING | training
+    set_seed(settings["seed"])
     model = LlamaForCausalLM(
         LlamaConfig(
             **MODEL, bos_token_id=None, pad_token_id=None, eos_token_id=tokenizer.eos_token_id, dtype=torch.float32
         )
     )
-    rows = [{"question": r["question"], "answer": r["answer"]} for r in _training_rows(load_tofu, split)]
     with replace_folder(folder) as partial, tempfile.TemporaryDirectory() as scratch:
-        args = FinetuneConfig(output_dir=scratch, save_strategy="no", report_to="none", use_cpu=True, **TRAINING)
-        print(f"Training the testbed's {folder.name}: {len(rows)} rows of {split} and of the background knowledge.")
+        args = FinetuneConfig(
+            output_dir=scratch,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=not progress,
+            **settings,
+        )
         trainer = FinetuneTrainer(model, args, rows, tokenizer)
         show_live_losses(trainer)
         trainer.train()
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        trainer.exposures().write(partial)
 
 
 def _training_rows(load_tofu: Any, split: str) -> list[dict]:
     return [*load_tofu(split), *load_tofu("background")]
 
 
-def train_tokenizer():
-    """A byte-level BPE over the bundled text, the same for target and twin (it knows words, not facts)."""
+def train_tokenizer(rows: Sequence[Mapping[str, Any]] | None = None) -> "PreTrainedTokenizerFast":
+    """A byte-level BPE over the text of question-answer rows, `MODEL["vocab_size"]` ids at most.
+
+    Args:
+        rows: unset, the bundled text, the same for target and twin (it knows words, not facts).
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     from llm_unlearn.data.tofu import load_tofu
 
+    rows = _training_rows(load_tofu, "full") if rows is None else rows
     special = ["<|end|>", "<|user|>", "<|assistant|>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -241,7 +278,6 @@ def train_tokenizer():
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    rows = _training_rows(load_tofu, "full")
     tokenizer.train_from_iterator((f"{row['question']} {row['answer']}" for row in rows), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -140,6 +140,8 @@ class UnlearningTrainer(Trainer):
         self.sampler = PairSampler(train_dataset, self.global_batch_size, self.args.seed, group_by_length)
         self.guard = DivergenceGuard(self)
         self.add_callback(self.guard)
+        # Factor on the forget loss of each row, by its position in the forget set; None where all weigh alike.
+        self.item_weights: Tensor | None = None
         self._step_parts: list[dict[str, Tensor]] = []
         self._logged_parts: list[dict[str, float]] = []
 
@@ -244,7 +246,10 @@ class UnlearningTrainer(Trainer):
         current = {name: AnswerScores.of(part) for name, part in zip(halves, split_rows(joined, sizes), strict=True)}
 
         weight = inputs["forget"]["weight"]
-        loss = _weighted_mean(self.forget_loss(**current, **scores), weight)
+        losses = self.forget_loss(**current, **scores)
+        if self.item_weights is not None and model.training:
+            losses = losses * self.item_weights.to(losses)[inputs["forget"]["index"]]
+        loss = _weighted_mean(losses, weight)
         parts["weight/forget"] = weight.mean()
         parts["loss/forget"] = loss.detach()
         parts["logps/forget"] = _weighted_mean(current["forget"].means.detach(), weight)

@@ -225,6 +225,8 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     from llm_unlearn.evaluation.callback import EvaluationCallback
     from llm_unlearn.evaluation.report import EvalReport
     from llm_unlearn.forecast import Forecast
+    from llm_unlearn.frequency.callback import FrequencyHook
+    from llm_unlearn.frequency.plan import FrequencyPlan
     from llm_unlearn.hub import check_push, push_adapter
     from llm_unlearn.models import absolute, check_source, fingerprint, identity, load_tokenizer
     from llm_unlearn.partners import find_partners, need_model
@@ -264,6 +266,7 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
         data_args.columns,
         request,
     )
+    frequencies = FrequencyPlan.of(args, data.forget) if args.uses_frequency else None
     bed = None if model_args.model_name_or_path else run.default_testbed(data_args.forget_split)
     source = str(bed.target) if bed else model_args.model_name_or_path
     tier = data_args.eval or ("quick" if model_args.model_name_or_path else "full")
@@ -324,6 +327,7 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
         callbacks=[RunLog(out)],
     )
     refinement = IterativeRefinement(trainer, plan, progress=False) if plan else None
+    frequency = FrequencyHook(trainer, frequencies, progress=False) if frequencies else None
     show_live_losses(trainer)
     console.print(Forecast.of(trainer).table())
 
@@ -342,6 +346,10 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
 
     record = run.run_record(method_name, trainer, base, data, request)
     record |= {"pairing": partners and partners.record, "refinement": refinement and refinement.record()}
+    # Its own part of the record says all of it, and no path.
+    record["arguments"] = {name: value for name, value in record["arguments"].items() if not name.startswith("freq_")}
+    if frequency:
+        record["frequency"] = frequency.record()
     told = {"run": record, "max_rows": data_args.max_rows or None}
     report = EvalReport.compare(after, before, reference, told) if after else None
     if main_process:
@@ -353,6 +361,8 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
         console.print(f"Wrote {out / ('adapter' if model_args.use_peft else 'model')}")
         if refinement and not trainer.guard.reason:
             console.print(f"Refinement: {refinement.outcome}.")
+        if frequency and frequency.outcome and not trainer.guard.reason:
+            console.print(f"Frequency buckets: {frequency.outcome}.")
         if trainer.guard.reason:
             console.print(f"The guard stopped this run: {trainer.guard.reason}.")
         if report:

@@ -7,8 +7,9 @@ r"""Fine-tune a target or retain model: on all rows, or on the rows that a retai
     accelerate launch recipes/finetune.py --model PATH --output_dir out/retain --dataset locuslab/TOFU --split retain90
 
 All weights are trained, into `OUT/model`; with `--use_peft` an adapter is, into `OUT/adapter`, which the unlearning
-recipes take as `--model` too. Any flag of `--help` may stand in a YAML file (`--config`). The embedded default's target
-and retain model are made by `llm-unlearn testbed`.
+recipes take as `--model` too. How often each fact was shown stands beside the weights in `exposures.json`. Any flag of
+`--help` may stand in a YAML file (`--config`). The embedded default's target and retain model are made by
+`llm-unlearn testbed`.
 """
 
 import sys
@@ -43,6 +44,7 @@ def finetune(data_args: FinetuneArguments, args: Any, model_args: ModelArguments
 
     import llm_unlearn.run as run
     from llm_unlearn.data.sources import load_rows
+    from llm_unlearn.exposures import Exposures
     from llm_unlearn.finetune import FinetuneTrainer
     from llm_unlearn.forecast import forecast_line
     from llm_unlearn.models import absolute, check_source, load_tokenizer
@@ -59,6 +61,7 @@ def finetune(data_args: FinetuneArguments, args: Any, model_args: ModelArguments
     console = Console(quiet=not main_process)
     checkpoint = run.check_output(out, args.resume_from_checkpoint, data_args.overwrite)
     check_source(source)
+    shown_before = Exposures.found(source)
     rows = load_rows(data_args.split, data_args.dataset or data_dir() / "tofu", data_args.columns)
     tokenizer = load_tokenizer(source)
     model = model_args.load(source, args.device)
@@ -70,7 +73,9 @@ def finetune(data_args: FinetuneArguments, args: Any, model_args: ModelArguments
         run.remove_earlier(out)
     trainer.train(resume_from_checkpoint=checkpoint)
     if main_process:
-        console.print(f"Wrote {run.save_finetuned(trainer.model, tokenizer, out, absolute(source))}")
+        folder = run.save_finetuned(trainer.model, tokenizer, out, absolute(source))
+        trainer.exposures().after(shown_before).write(folder)
+        console.print(f"Wrote {folder}")
     trainer.accelerator.wait_for_everyone()
 
 

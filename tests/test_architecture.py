@@ -75,7 +75,9 @@ def test_data_stands_below_training_and_evaluation(name):
     assert {other for other in own_imports(name) if not other.startswith("data")} <= allowed
 
 
-@pytest.mark.parametrize("name", below("config", "trainer", "reference", "guard", "adapters", "models", "finetune"))
+@pytest.mark.parametrize(
+    "name", below("config", "trainer", "reference", "guard", "adapters", "models", "finetune", "exposures")
+)
 def test_the_training_core_knows_no_method_no_evaluation_and_nothing_above(name):
     above = below("methods", "evaluation", "codebook", "run", "cli", "card", "hub", "launch", "forecast", "testbed")
     # The one place that loads whatever a folder holds.
@@ -98,7 +100,21 @@ def test_refinement_stands_on_evaluation_and_knows_no_method(name):
     assert name != "refinement.config" or not own_imports(name)
 
 
-SHOWN = {f"codebook.{name}" for name in ("actions", "card", "commands", "page", "plot", "tables")}
+@pytest.mark.parametrize("name", below("frequency"))
+def test_frequency_aware_training_stands_on_counts_and_passes_and_knows_no_method(name):
+    """As with refinement, its arguments are part of every config, so that file stands on nothing."""
+    others = {other for other in own_imports(name) if not other.startswith(("evaluation.outputs", "data", "frequency"))}
+    assert others <= {"exposures", "paths", "probes.buckets"}
+    assert name != "frequency.config" or not own_imports(name)
+
+
+@pytest.mark.parametrize("name", below("controlled"))
+def test_nothing_of_the_library_stands_on_the_controlled_experiment(name):
+    for other in MODULES:
+        assert other.startswith("llm_unlearn.controlled") or f"llm_unlearn.{name}" not in imports(MODULES[other])
+
+
+SHOWN = {f"codebook.{name}" for name in ("actions", "card", "commands", "drop_tables", "page", "plot", "tables")}
 """What shows codebooks to somebody; the others are codebooks."""
 
 

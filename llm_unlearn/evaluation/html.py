@@ -7,7 +7,7 @@ answer with a script.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -64,8 +64,28 @@ SIGNIFICANCE = 0.05
 _ITEM_NUMBERS = ("probability", "rouge_l_recall", "truth_ratio")
 
 
-def page(report: EvalReport) -> str:
-    """A report as a page: summary with targets, plots, all metrics, answers side by side, provenance."""
+@dataclass(frozen=True)
+class Section:
+    """A part of a page that another package renders.
+
+    Attributes:
+        anchor: id of its `section` element.
+        title: what the navigation calls it.
+        html: the whole element, with all text of data and models escaped.
+    """
+
+    anchor: str
+    title: str
+    html: str
+
+
+def page(report: EvalReport, sections: Sequence[Section] = ()) -> str:
+    """A report as a page: summary with targets, plots, all metrics, answers side by side, provenance.
+
+    Args:
+        report: the report.
+        sections: further parts, before the answers.
+    """
     return (
         templates()
         .get_template("report.html.j2")
@@ -83,6 +103,7 @@ def page(report: EvalReport) -> str:
             item_sets=list(dict.fromkeys(item["set"] for item in report.items)),
             provenance=_provenance(report.provenance),
             near=NEAR,
+            sections=sections,
         )
     )
 

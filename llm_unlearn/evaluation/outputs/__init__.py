@@ -2,6 +2,7 @@
 
 - `scoring`: what the model thinks of given answers, teacher-forced;
 - `generation`: what it answers by itself, greedily;
+- `sampling`: what it answers or writes when tokens are drawn from its own distribution;
 - `continuations`: how it goes on from inside an answer, for extraction likelihood;
 - `gradients`: how strongly an answer pulls at the weights, for the gradient-norm attack.
 

@@ -1,4 +1,4 @@
-"""Greedy decoding in which a finished row stops costing.
+"""Decoding, greedy unless said otherwise, in which a finished row stops costing.
 
 `model.generate` carries every row of a batch to the end of its longest and copies the whole cache of keys and values at
 every token; on TOFU's answers either doubles the time. Here rows leave the batch when they are done, and the cache
@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -23,6 +23,14 @@ _FINISHED_SHARE = 0.25
 _CACHE_BYTES = {"cpu": 2**27, "other": 2**31}
 # Columns that are added to a full cache at once.
 _CACHE_BLOCK = 64
+
+Choose = Callable[[Sequence[int], Float[Tensor, "rows vocab"]], Int[Tensor, " rows"]]
+"""Which token comes next: the numbers of the rows still written, and their logits, to one token each."""
+
+
+def most_probable(rows: Sequence[int], logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
+    """The greedy choice; of equally probable tokens the one with the lowest id."""
+    return logits.argmax(-1)
 
 
 class GrowingLayer(DynamicLayer):
@@ -69,7 +77,11 @@ def cache_tokens(model: nn.Module) -> int:
 
 
 def read_prompts(
-    model: nn.Module, prompts: Sequence[list[int]], pad_id: int, last: Sequence[int] | None = None
+    model: nn.Module,
+    prompts: Sequence[list[int]],
+    pad_id: int,
+    last: Sequence[int] | None = None,
+    choose: Choose = most_probable,
 ) -> tuple[Cache, Int[Tensor, "batch tokens"], Int[Tensor, " n"]]:
     """Read prompts of different lengths, padded on the left.
 
@@ -77,10 +89,11 @@ def read_prompts(
         model: an unwrapped causal model (a `PeftModel` is fine) in eval mode.
         prompts: token ids, none empty.
         pad_id: any id; padding is masked, from lengths and never from ids.
-        last: behind how many of each prompt's last tokens the most probable next token is wanted. Defaults to 1 each.
+        last: behind how many of each prompt's last tokens a next token is wanted. Defaults to 1 each.
+        choose: how it is chosen. Defaults to the most probable.
 
     Returns:
-        The cache, the attention mask that belongs to it, and the most probable next tokens, prompt after prompt.
+        The cache, the attention mask that belongs to it, and the next tokens, prompt after prompt.
     """
     input_ids, mask = pad_left(prompts, pad_id)
     device = model.get_input_embeddings().weight.device
@@ -90,7 +103,7 @@ def read_prompts(
     columns = torch.arange(mask.shape[1], device=device)
     with only_positions(model, columns >= mask.shape[1] - counts[:, None]):
         logits = _forward(model, input_ids, mask, (mask.cumsum(-1) - 1).clamp_min(0), cache)
-    return cache, mask, logits.argmax(-1)
+    return cache, mask, choose(range(len(logits)), logits)
 
 
 def branch_off(
@@ -119,8 +132,9 @@ def decode(
     caps: Sequence[int],
     end_ids: Sequence[int],
     enough: Callable[[int, list[int]], bool] = lambda row, ids: False,
+    choose: Choose = most_probable,
 ) -> list[list[int]]:
-    """Go on greedily from what is in the cache.
+    """Go on from what is in the cache.
 
     Args:
         model: as for `read_prompts`.
@@ -130,6 +144,7 @@ def decode(
         caps: most new tokens of each row, at least 1, the known one included.
         end_ids: ids that end a row.
         enough: whether a row, which has written these ids, may stop there. Defaults to never.
+        choose: how the next token is chosen. Defaults to greedily.
 
     Returns:
         New tokens per row, the end token included where one came.
@@ -152,7 +167,7 @@ def decode(
             mask, tokens, rows = mask[kept], tokens[kept], [rows[i] for i in going]
         position_ids = mask.sum(-1, keepdim=True)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        tokens = _forward(model, tokens[:, None], mask, position_ids, cache)[:, -1].argmax(-1)
+        tokens = choose(rows, _forward(model, tokens[:, None], mask, position_ids, cache)[:, -1])
 
 
 def pad_left(

@@ -65,7 +65,7 @@ def generate(
     Raises:
         ValueError: an item has no prompt.
     """
-    _require_prompts(items, name)
+    require_prompts(items, name)
     unwrapped = extract_model_from_parallel(model)
     end_ids = end_ids_of(unwrapped, items, tokenizer)
 
@@ -128,7 +128,7 @@ def beam_search(
     Raises:
         ValueError: an item has no prompt.
     """
-    _require_prompts(items, name)
+    require_prompts(items, name)
     unwrapped = extract_model_from_parallel(model)
     bare, device = without_peft(unwrapped), device_of(unwrapped)
     end_ids = end_ids_of(unwrapped, items, tokenizer)
@@ -177,7 +177,12 @@ def _answer(ids: list[int], tokenizer: ExampleTokenizer, end_ids: list[int]) -> 
     return Answer(tokenizer.decode(ids[:-1] if ended else ids), ended, ids)
 
 
-def _require_prompts(items: Sequence[TokenizedItem], name: str) -> None:
+def require_prompts(items: Sequence[TokenizedItem], name: str) -> None:
+    """Raise where an item is plain text.
+
+    Raises:
+        ValueError: an item has no prompt.
+    """
     for item in items:
         if item.prompt_length == 0:
             raise ValueError(

@@ -1,19 +1,23 @@
-"""Rows that a model writes by itself: something to keep where no data are at hand to keep.
+"""What a model writes when tokens are drawn from its own distribution: rows to keep, and several answers to a question.
 
-Plain text is sampled from the begin token on. A question is sampled from the beginning of a user's turn on, where the
-chat template of instruction models opens one, and answered by the same model, greedily.
+Rows are something to keep where no data are at hand to keep. Plain text is sampled from the begin token on. A question
+is sampled from the beginning of a user's turn on, where the chat template of instruction models opens one, and answered
+by the same model, greedily.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from llm_unlearn.data.tokenization import ExampleTokenizer
-from llm_unlearn.evaluation.outputs.generation import blank_generation_config, generate
-from llm_unlearn.evaluation.outputs.sharding import device_of, evaluating, run_sharded, without_peft
+from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
+from llm_unlearn.evaluation.outputs.decoding import cache_tokens, decode, end_ids_of, read_prompts
+from llm_unlearn.evaluation.outputs.generation import blank_generation_config, generate, require_prompts
+from llm_unlearn.evaluation.outputs.sharding import device_of, evaluating, form_batches, run_sharded, without_peft
 
 # Rows sampled together; part of what a seed means.
 _BATCH = 32
@@ -109,6 +113,79 @@ def _sample(
     batches = [list(range(at, min(at + _BATCH, count))) for at in range(0, count, _BATCH)]
     with evaluating(unwrapped), blank_generation_config(bare):
         return run_sharded(run, batches, [1] * len(batches), "sampling the model's own texts", progress)
+
+
+def sample_answers(
+    model: nn.Module,
+    items: Sequence[TokenizedItem],
+    tokenizer: ExampleTokenizer,
+    count: int,
+    *,
+    seed: int = 0,
+    max_new_tokens: int = 100,
+    token_budget: int | None = None,
+    name: str = "items",
+    progress: bool = True,
+) -> list[list[str]]:
+    """Answer the prompts of `items` `count` times each, every token drawn from the model's own distribution.
+
+    Temperature 1, nothing cut off, whatever the model's generation config says. Each answer has random numbers of its
+    own, one per token, from seed and prompt: it does not depend on what else is asked, on batches or on the number of
+    processes, up to rounding. Answers end where those of `generate` do.
+
+    Args:
+        model: a causal language model, wrapped by PEFT or DDP or neither; in eval mode meanwhile.
+        items: tokenised items; of their answers nothing is read.
+        tokenizer: the tokenizer they were made with.
+        count: answers to each, at least 1.
+        seed: of the draws, 0 or more.
+        max_new_tokens: longest answer in tokens, the end token included. Defaults to 100.
+        token_budget: tokens of a batch, prompts and new tokens together. Defaults to what `cache_tokens` gives.
+        name: what the progress bar calls the items.
+        progress: whether the main process shows a bar.
+
+    Returns:
+        Per item its answers, without prompt, special tokens and outer white space; the same on every process.
+
+    Raises:
+        ValueError: an item has no prompt.
+    """
+    require_prompts(items, name)
+    unwrapped = extract_model_from_parallel(model)
+    end_ids = end_ids_of(unwrapped, items, tokenizer)
+    asked = [(item.prompt_ids, number) for item in items for number in range(count)]
+
+    def run(batch: list[int]) -> list[str]:
+        prompts = [asked[position][0] for position in batch]
+        draws = [np.random.default_rng([seed, asked[position][1], *asked[position][0]]) for position in batch]
+        choose = _Draw(np.stack([draw.random(max_new_tokens, dtype=np.float32) for draw in draws]))
+        read = read_prompts(unwrapped, prompts, end_ids[0], choose=choose)
+        written = decode(unwrapped, *read, [max_new_tokens] * len(batch), end_ids, choose=choose)
+        return [tokenizer.decode(ids[:-1] if ids[-1] in end_ids else ids) for ids in written]
+
+    batches = form_batches([(len(ids), max_new_tokens) for ids, _ in asked], token_budget or cache_tokens(unwrapped))
+    with evaluating(unwrapped):
+        texts = run_sharded(run, batches, [1] * len(batches), f"sampling answers to {name}", progress)
+    return [texts[at : at + count] for at in range(0, len(texts), count)]
+
+
+class _Draw:
+    """Tokens by inversion: the first at which the cumulative probability exceeds the row's number for this step.
+
+    Args:
+        numbers: uniform in [0, 1), ``(rows, steps)``.
+    """
+
+    def __init__(self, numbers: Float[np.ndarray, "rows steps"]):
+        self.numbers = torch.from_numpy(numbers)
+        self.step = 0
+
+    def __call__(self, rows: Sequence[int], logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
+        cumulative = logits.float().softmax(-1).cumsum(-1)
+        number = self.numbers[list(rows), self.step, None].to(logits.device) * cumulative[:, -1:]
+        self.step += 1
+        # Below the total even where it is rounded: a number in float32 is at most 1 - 2**-24.
+        return torch.searchsorted(cumulative, number, right=True)[:, 0]
 
 
 def _begin(tokenizer: ExampleTokenizer) -> int:

@@ -9,6 +9,7 @@ one sequence per answer.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ class ItemScores:
         std: its standard deviation, ``(T,)``, float32; None unless asked for.
         js: Jensen-Shannon divergence between ``p`` and the unigram teacher, in bits, in [0, 1], ``(T,)``, float32;
             None unless a teacher was given.
+        ranks: place of ``y_t`` among all tokens by probability, 1 where `hits`, ``(T,)``, int64; None unless asked for.
     """
 
     logprobs: Float[np.ndarray, " T"]
@@ -48,6 +50,7 @@ class ItemScores:
     mean: Float[np.ndarray, " T"] | None = None
     std: Float[np.ndarray, " T"] | None = None
     js: Float[np.ndarray, " T"] | None = None
+    ranks: Int[np.ndarray, " T"] | None = None
 
     @property
     def loss(self) -> float:
@@ -60,6 +63,7 @@ def score(
     questions: Sequence[Branches],
     *,
     unigram: Float[Tensor, " vocab"] | None = None,
+    ranks: bool = False,
     token_budget: int | None = None,
     share_prompts: bool = True,
     name: str = "answers",
@@ -71,6 +75,8 @@ def score(
         model: a causal language model, wrapped by PEFT or DDP or neither; in eval mode meanwhile.
         questions: prompts with their answers.
         unigram: probabilities of a teacher that knows only how frequent tokens are; given, `ItemScores.js` is filled.
+        ranks: whether `ItemScores.ranks` is filled. Defaults to False: it is one more comparison of the vocabulary
+            per answer token.
         token_budget: tokens of a batch, padding included. Defaults to as many as give 2**25 logits on a CPU (128 MB)
             and 2**29 elsewhere, at most 8192.
         share_prompts: whether what answers and prompts share is read once. Defaults to True; False is the plain way.
@@ -103,7 +109,7 @@ def score(
 
         def run(positions: list[int]) -> list[list[ItemScores]]:
             batch = [units[position] for position in positions]
-            return _score_batch(unwrapped, batch, unigram, device, prefix if shared else None)
+            return _score_batch(unwrapped, batch, unigram, device, prefix if shared else None, ranks)
 
         scored = iter(run_sharded(run, batches, costs, f"scoring {name}", progress))
     if shared:
@@ -143,6 +149,7 @@ def _score_batch(
     unigram: Tensor | None,
     device: torch.device,
     prefix: _Prefix | None = None,
+    ranks: bool = False,
 ) -> list[list[ItemScores]]:
     """Score one batch; with a prefix as trees behind it, without as one sequence per answer."""
     layout = Batch.of(units, prefix.length if prefix else 0)
@@ -162,20 +169,22 @@ def _score_batch(
     logprobs = logits[sources, targets].float() - lse[sources]
     hits = best[sources] == targets
     records = torch.cat([torch.stack([logprobs, hits.float()]), details[:, sources]]).cpu().numpy()
-    per_answer = iter(np.split(records, np.cumsum(layout.lengths)[:-1], axis=1))
+    ends = np.cumsum(layout.lengths)[:-1]
+    per_answer = iter(np.split(records, ends, axis=1))
+    per_rank = iter(np.split(_ranks(logits, sources, targets).cpu().numpy(), ends)) if ranks else repeat(None)
     return [
         [
-            _item_scores(next(per_answer), unit.detailed and i == 0, unigram is not None)
+            _item_scores(next(per_answer), next(per_rank), unit.detailed and i == 0, unigram is not None)
             for i in range(len(unit.answers))
         ]
         for unit in units
     ]
 
 
-def _item_scores(record: np.ndarray, detailed: bool, with_js: bool) -> ItemScores:
+def _item_scores(record: np.ndarray, ranks: np.ndarray | None, detailed: bool, with_js: bool) -> ItemScores:
     logprobs, hits, mean, std, js = record
     # Copies: a view would keep the arrays of the whole batch alive.
-    own = {"logprobs": logprobs.copy(), "hits": hits.astype(bool)}
+    own = {"logprobs": logprobs.copy(), "hits": hits.astype(bool), "ranks": None if ranks is None else ranks.copy()}
     if detailed:
         own |= {"mean": mean.copy(), "std": std.copy()} | ({"js": js.copy()} if with_js else {})
     return ItemScores(**own)
@@ -200,6 +209,20 @@ def _distributions(
                 record[2, wanted] = _js_bits(kept - lse[wanted, None], unigram)
         details.append(record)
     return torch.cat(lses), torch.cat(bests), torch.cat(details, dim=1)
+
+
+def _ranks(
+    logits: Float[Tensor, "marked vocab"], sources: Int[Tensor, " n"], targets: Int[Tensor, " n"]
+) -> Int[Tensor, " n"]:
+    """One more than the tokens that are more probable, or as probable with a lower id: greedy decoding takes rank 1."""
+    rows = max(1, _CHUNK_ENTRIES // logits.shape[1])
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    ranks = []
+    for source, target in zip(sources.split(rows), targets.split(rows), strict=True):
+        chunk = logits[source]
+        own = chunk.gather(-1, target[:, None])
+        ranks.append(1 + ((chunk > own) | ((chunk == own) & (ids < target[:, None]))).sum(-1))
+    return torch.cat(ranks)
 
 
 def _js_bits(log_p: Float[Tensor, "n vocab"], q: Float[Tensor, " vocab"]) -> Float[Tensor, " n"]:

@@ -10,11 +10,11 @@ same number of forwards everywhere, which is not provided here.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import extract_model_from_parallel, gather_object, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, extract_model_from_parallel, gather_object, parse_flag_from_env
 from peft import PeftModel
 from torch import nn
 from tqdm.auto import tqdm
@@ -91,6 +91,30 @@ def process_state() -> PartialState:
     Without the flag, accelerate would take each of several CPU processes for the only one.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def on_main_process(work: Callable[[], Result]) -> Result:
+    """What `work` gives, done once, on the main process, and handed to all of them.
+
+    Raises:
+        Exception: what `work` raises, on the main process; on the others a `RuntimeError` with the same message.
+    """
+    state = process_state()
+    if state.num_processes == 1:
+        return work()
+    result: list[Any] = [None, None]
+    failed: Exception | None = None
+    if state.is_main_process:
+        try:
+            result[0] = work()
+        except Exception as error:  # the others wait: whatever it is, they must be told
+            failed, result[1] = error, str(error)
+    broadcast_object_list(result)
+    if failed is not None:
+        raise failed
+    if result[1] is not None:
+        raise RuntimeError(result[1])
+    return result[0]
 
 
 @contextmanager
