@@ -327,6 +327,8 @@ def test_a_line_over_sizes():
     assert estimate.ci95 == pytest.approx((0.175 - half, 0.175 + half), abs=1e-4)
     assert line_over([6.0, 7.0], [0.1, 0.2]).note == "not measured: 3 different sizes are needed"
     assert line_over([6.0, 6.0, 7.0], [0.1, 0.2, 0.3]).value is None
+    level = line_over([6.0, 7.0, 8.0], [0.2, 0.2, 0.2])
+    assert (level.value, level.ci95) == (0.0, (0.0, 0.0))
     with pytest.raises(ValueError, match="above 0"):
         rate_over_sizes({0: None})
 

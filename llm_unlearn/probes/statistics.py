@@ -190,7 +190,8 @@ def line_over(x: Sequence[float], y: Sequence[float]) -> Estimate:
     if len(set(x)) < _FEWEST_PAIRS:
         return Estimate(None, n=len(x), note=f"not measured: {_FEWEST_PAIRS} different sizes are needed")
     fit = stats.linregress(x, y)
-    half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
+    # Of equal values SciPy's error is 0 / 0: the line is level and fits them exactly.
+    half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr if np.ptp(y) else 0.0
     return Estimate(float(fit.slope), (float(fit.slope - half), float(fit.slope + half)), len(x))
 
 
