@@ -73,10 +73,13 @@ def trained_like(codebook: CodebookModel, n_rows: int = 20) -> CodebookModel:
     return codebook
 
 
-def delete(codebook: CodebookModel, mode: str, codes, request: str = "request", threshold: float = 3.0) -> None:
-    """Put one request into force."""
+def delete(
+    codebook: CodebookModel, mode: str, codes, request: str = "request", threshold: float = 3.0, triggers=None
+) -> None:
+    """Put one request into force; a gate's own codes trigger it where no others are given."""
     codes = tuple(sorted(int(code) for code in codes))
-    codebook.registry.add(DeletionRecord(request, codes, mode, threshold if mode == "gated" else None))
+    gate = {"triggers": tuple(triggers or codes), "threshold": threshold} if mode == "gated" else {}
+    codebook.registry.add(DeletionRecord(request, codes, mode, **gate))
     codebook.delete()
 
 
@@ -104,7 +107,7 @@ def with_deletions(
     if mode == "all":
         delete(codebook, "refill", codes[:3], "one")
         delete(codebook, "ablate", codes[3:5], "two")
-        delete(codebook, "gated", codes[5:], "three", threshold=threshold / 2)
+        delete(codebook, "gated", codes[5:], "three", threshold=threshold / 2, triggers=codes[5:8])
     elif mode != "none":
         delete(codebook, mode, codes, threshold=threshold)
     return codebook

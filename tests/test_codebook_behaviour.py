@@ -243,8 +243,7 @@ def test_longer_lists_make_refilled_codes_forget_more(codebook_of):
 def test_gates_keep_what_six_requests_at_once_would_cost(codebook_of):
     """B4, by the paper's rule. Revoked, all are as if they had never been.
 
-    Measured, target and kept: ablated .00 and .48, .11 and .61; gated .08 and .80, .23 and .86. By the recommended rule
-    gates gain little, .81 to .85 and .94 to .95 kept, for there is little to gain; the target stays at .54 and .73.
+    Measured, target and kept: ablated .20 and .74; behind gates that the surest codes open .34 and .93.
     """
     codebook = codebook_of(512, "full")
     before = accuracy(codebook)[1]
@@ -259,8 +258,7 @@ def test_gates_keep_what_six_requests_at_once_would_cost(codebook_of):
             unlearner.revoke(name)
         assert accuracy(codebook)[1] == before
     print("B4 (target, kept):", found)
-    # Asked were .15; this test's seed has .74 to .89, so that less is left to gain than in the two above.
-    assert found["gated"][1] >= found["ablate"][1] + 0.1 and found["gated"][0] <= 0.55
+    assert found["gated"][1] >= found["ablate"][1] + 0.15 and found["gated"][0] <= 0.55
 
 
 # B5.

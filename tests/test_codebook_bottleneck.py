@@ -81,13 +81,26 @@ def test_a_gate_opens_where_a_text_has_used_its_codes_often_enough():
     bottleneck = by_hand()
     # Uses of c_0 or c_1: one by each token, since c_2 is always the other one.
     x = torch.tensor([[[4.0, 1.0], [1.0, 4.0], [4.0, 1.0], [1.0, 4.0]], [[4.0, 1.0]] * 4])
-    bottleneck.set_deleted(gates=[Gate([0, 1], 3), Gate([0], 4)])
+    bottleneck.set_deleted(gates=[Gate([0, 1], [0, 1], 3), Gate([0], [0], 4)])
     # Of (1, 4): c_1 + c_2 = (3, 5) and, without c_1, (3, 3). Of (4, 1): (4, 3), without c_0 (3, 3).
     expected = [[[20, 23], [23, 25], [19, 23], [19, 23]], [[20, 23], [20, 23], [19, 23], [19, 23]]]
     assert bottleneck(x).tolist() == expected
-    bottleneck.set_deleted(gates=[Gate([0], 4)])
+    bottleneck.set_deleted(gates=[Gate([0], [0], 4)])
     expected = [[[20, 23], [23, 25], [20, 23], [23, 25]], [[20, 23], [20, 23], [20, 23], [19, 23]]]
     assert bottleneck(x).tolist() == expected
+
+
+@torch.no_grad()
+def test_a_gate_is_opened_by_its_triggers_and_ablates_its_codes():
+    bottleneck = by_hand()
+    x = torch.tensor([[[4.0, 1.0], [1.0, 4.0], [4.0, 1.0], [1.0, 4.0]], [[1.0, 4.0]] * 4])
+    # c_1 of (1, 4) goes from where c_0 was used twice; the second text never uses it, and c_0 itself stays.
+    bottleneck.set_deleted(gates=[Gate([0], [1], 2)])
+    expected = [[[20, 23], [23, 25], [20, 23], [19, 23]], [[23, 25]] * 4]
+    assert bottleneck(x).tolist() == expected
+    # Two gates know nothing of each other's triggers.
+    bottleneck.set_deleted(gates=[Gate([0], [0], 3), Gate([1], [1], 4)])
+    assert bottleneck(x).tolist() == [[[20, 23], [23, 25]] * 2, [[23, 25], [23, 25], [23, 25], [19, 23]]]
 
 
 @torch.no_grad()
@@ -175,12 +188,14 @@ def test_a_refilled_code_is_never_selected(num_codes, top_s, dtype):
 @torch.no_grad()
 def test_deletions_that_leave_too_little_are_refused_and_change_nothing():
     bottleneck = tiny_bottleneck(10, 4)
-    bottleneck.set_deleted(refilled=[1], ablated=[2], gates=[Gate([3], 2)])
+    bottleneck.set_deleted(refilled=[1], ablated=[2], gates=[Gate([3], [3], 2)])
     before = {name: tensor.clone() for name, tensor in bottleneck.state_dict().items()}
     with pytest.raises(ValueError, match=r"Deleting 7 of 10 codes would leave 3, and every token needs 4.*'ablate'"):
         bottleneck.set_deleted(refilled=range(7))
     with pytest.raises(ValueError, match=r"Code 10 was to be deleted, but the codes are numbered 0 to 9"):
-        bottleneck.set_deleted(gates=[Gate([4, 10], 2)])
+        bottleneck.set_deleted(gates=[Gate([4], [4, 10], 2)])
+    with pytest.raises(ValueError, match="Code 10 was to be deleted"):
+        bottleneck.set_deleted(gates=[Gate([4, 10], [4], 2)])
     with pytest.raises(ValueError, match=r"Code -1 was to be deleted"):
         bottleneck.set_deleted(ablated=[-1])
     after = bottleneck.state_dict()
@@ -212,12 +227,12 @@ def test_without_deletions_modes_and_counts_leave_no_trace():
     bottleneck = tiny_bottleneck(40, 4)
     x = activations(3, 6, 8)
     plain = bottleneck(x)
-    for deleted in ({"refilled": [1, 2]}, {"ablated": [1, 2]}, {"gates": [Gate([1, 2], 1)]}):
+    for deleted in ({"refilled": [1, 2]}, {"ablated": [1, 2]}, {"gates": [Gate([1, 2], [1, 2], 1)]}):
         bottleneck.set_deleted(**deleted)
         bottleneck.set_deleted()
         assert torch.equal(bottleneck(x), plain)
     # A gate that no text reaches, or that no token uses, changes no bit either.
-    bottleneck.set_deleted(gates=[Gate(range(40), 1e6)])
+    bottleneck.set_deleted(gates=[Gate(range(40), range(40), 1e6)])
     torch.testing.assert_close(bottleneck(x), plain, rtol=1e-6, atol=1e-6)
 
 
@@ -358,11 +373,13 @@ def test_copies_and_state_dicts_take_deletions_along():
     x = activations(2, 12, 8)
     plain = bottleneck(x)
     common = bottleneck.search(bottleneck.encode(x)).flatten().bincount(minlength=40).argsort(descending=True).tolist()
-    bottleneck.set_deleted([common[0]], [common[1]], [Gate(common[2:5], 4), Gate(common[3:8], 2)])
+    bottleneck.set_deleted(
+        [common[0]], [common[1]], [Gate(common[2:5], common[3:9], 4), Gate(common[3:8], common[3:8], 2)]
+    )
     deleted = bottleneck(x)
     assert not torch.equal(deleted, plain)
     other = tiny_bottleneck(40, 4, seed=1)
-    other.set_deleted(gates=[Gate([1], 1)])
+    other.set_deleted(gates=[Gate([1], [1], 1)])
     other.load_state_dict(bottleneck.state_dict())
     duplicate = copy.deepcopy(bottleneck)
     assert torch.equal(other(x), deleted) and torch.equal(duplicate(x), deleted)
@@ -376,7 +393,7 @@ def test_copies_and_state_dicts_take_deletions_along():
 def test_compiled_it_computes_the_same():
     bottleneck = tiny_bottleneck(40, 4).eval()
     x = activations(2, 12, 8)
-    bottleneck.set_deleted([3, 4], [1, 5], [Gate(range(9), 3)])
+    bottleneck.set_deleted([3, 4], [1, 5], [Gate(range(9), range(4, 20), 3)])
     compiled = torch.compile(bottleneck, backend="eager")
     for _ in range(2):
         torch.testing.assert_close(compiled(x), bottleneck(x), rtol=1e-6, atol=1e-6)
@@ -413,13 +430,12 @@ def test_dropped_rows_leave_the_others_as_they_were():
     gone = [0, 5, 17, 39]
     kept = [code for code in range(40) if code not in gone]
     ablated = [code for code in bottleneck.search(bottleneck.encode(x))[0, 0].tolist() if code not in gone]
-    bottleneck.set_deleted(refilled=gone, ablated=ablated, gates=[Gate([1, 2, 3, 4], 2)])
+    bottleneck.set_deleted(refilled=gone, ablated=ablated, gates=[Gate([1, 2, 3, 4], [3, 4, 6, 7, 8], 2)])
     before, observed = observe(bottleneck, x)
     bottleneck.drop_rows(kept)
     bottleneck.config.num_codes = len(kept)
-    bottleneck.set_deleted(
-        ablated=[kept.index(c) for c in ablated], gates=[Gate([kept.index(c) for c in (1, 2, 3, 4)], 2)]
-    )
+    gate = Gate([kept.index(c) for c in (1, 2, 3, 4)], [kept.index(c) for c in (3, 4, 6, 7, 8)], 2)
+    bottleneck.set_deleted(ablated=[kept.index(c) for c in ablated], gates=[gate])
     after, left = observe(bottleneck, x)
     assert bottleneck.codebook.weight.shape == (36, 8)
     renumbered = [[[kept[code] for code in mine] for mine in text] for text in left.codes.tolist()]

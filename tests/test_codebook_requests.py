@@ -21,7 +21,7 @@ from llm_unlearn.codebook.curve import CurvePoint, choose_level, measure
 from llm_unlearn.codebook.model import CodebookModel
 from llm_unlearn.codebook.reading import count_codes, read_codes
 from llm_unlearn.codebook.registry import DeletionRecord, DeletionRegistry
-from llm_unlearn.codebook.selection import PAPER, SelectionRule
+from llm_unlearn.codebook.selection import PAPER, SelectionRule, judge_codes
 from llm_unlearn.codebook.unlearner import CodeUnlearner
 from llm_unlearn.data.tokenization import ExampleTokenizer
 from llm_unlearn.evaluation.outputs.decoding import pad_left
@@ -98,7 +98,7 @@ def test_counts_do_not_depend_on_padding_company_or_deletions(shared):
     items = tokenizer.all(ROWS[:7])
     together = read_codes(codebook, items, tokenizer, progress=False)
     alone = [read_codes(codebook, [item], tokenizer, progress=False)[0] for item in items]
-    codebook.bottleneck.set_deleted([int(together[0].codes[0, 0])], [int(together[0].codes[1, 0])], [Gate([5], 1)])
+    codebook.bottleneck.set_deleted([int(together[0].codes[0, 0])], [int(together[0].codes[1, 0])], [Gate([5], [5], 1)])
     deleted = read_codes(codebook, items, tokenizer, progress=False)
     codebook.delete()
     for one, two, three in zip(together, alone, deleted, strict=True):
@@ -187,14 +187,28 @@ def test_levels_are_nested(shared):
         plan.codes(3)
 
 
-def test_thresholds_of_gates_are_one_more_than_most_kept_texts_use(shared):
+def test_gates_open_where_triggers_are_used_once_more_than_by_most_kept_texts(shared):
     unlearner, plan = shared
     readings = read_codes(unlearner.codebook, tokenize(RETAIN), unlearner.tokenize, progress=False)
-    for level, threshold in enumerate(plan.threshold):
-        codes = set(plan.codes(level))
-        uses = sorted(sum(int(code) in codes for code in r.codes.ravel()) for r in readings)
-        # The 95th percentile of 54 numbers lies between the 51st and the 52nd, at 0.95 * 53 = 50.35.
-        assert threshold == pytest.approx(1 + uses[50] + 0.35 * (uses[51] - uses[50]))
+    uses = sorted(sum(int(code) in plan.triggers for code in r.codes.ravel()) for r in readings)
+    # The 95th percentile of 54 numbers lies between the 51st and the 52nd, at 0.95 * 53 = 50.35.
+    assert plan.threshold == pytest.approx(1 + uses[50] + 0.35 * (uses[51] - uses[50]))
+
+
+def test_gates_are_triggered_by_the_surest_codes(monkeypatch):
+    """The corrected rule's at the first level that has any, whatever rule says what is ablated; else the plan's own."""
+    unlearner = make_unlearner()
+    sure = {rule: SelectionRule(min_enrichment=0.2, alpha=bound, max_retain_share=None) for rule, bound in
+            (("some", 0.5), ("none", 1e-12))}  # fmt: skip
+    for name, rule in sure.items():
+        monkeypatch.setattr("llm_unlearn.codebook.unlearner.CORRECTED", rule)
+        plan = unlearner.plan(FORGET, RETAIN, rule=PAPER)
+        alone = judge_codes(plan.selection.target, plan.selection.control, rule)
+        by = alone if name == "some" else plan.selection
+        assert bool(alone.sizes[-1]) == (name == "some")
+        first = next(level for level, size in enumerate(by.sizes) if size)
+        assert plan.triggers == tuple(by.codes(first))
+        assert unlearner.plan(FORGET, control=RETAIN, rule=PAPER).triggers
 
 
 def test_texts_that_differ_in_nothing_have_no_codes_of_their_own(shared):
@@ -238,7 +252,7 @@ def test_the_curve_tells_what_applying_does(shared):
     for mode in ("ablate", "refill", "gated"):
         unlearner = make_unlearner()
         unlearner.codebook.registry.add(
-            DeletionRecord("ada", plan.codes(1), mode, plan.threshold[1] if mode == "gated" else None)
+            DeletionRecord("ada", plan.codes(1), mode, *((plan.triggers, plan.threshold) if mode == "gated" else ()))
         )
         unlearner.codebook.delete()
         losses = by_plain_forwards(unlearner.codebook, FORGET)
@@ -312,13 +326,15 @@ def test_a_request_trains_nothing_and_changes_masks_alone(mode, monkeypatch):
     graphs.clear()
 
     # Gates that open early, so that there is something to see.
-    plan = replace(unlearner.plan(FORGET, RETAIN, id="ada", rule=RULE), threshold=(1.0, 1.0, 1.0))
+    plan = replace(unlearner.plan(FORGET, RETAIN, id="ada", rule=RULE), threshold=1.0)
     plan = unlearner.sweep(plan, (mode,))
     assert_equal(bottleneck_weights(codebook), state)
     assert unlearner.apply(plan, 0, mode) == "ada"
     assert graphs and not any(graphs)
     assert all(parameter.grad is None for parameter in codebook.base_model.parameters())
-    masks = {"refill": {"refilled"}, "ablate": {"ablated"}, "gated": {"gated", "gate_thresholds"}}[mode]
+    masks = {"refill": {"refilled"}, "ablate": {"ablated"}, "gated": {"gate_triggers", "gated", "gate_thresholds"}}[
+        mode
+    ]
     after = bottleneck_weights(codebook)
     assert {name for name in state if not torch.equal(after[name], state[name])} == masks
     mask = after[{"refill": "refilled", "ablate": "ablated", "gated": "gated"}[mode]].reshape(-1)
@@ -447,7 +463,11 @@ def test_requests_compose_in_any_order():
             delete(codebook, mode, codes, request)
         results.append(logits_of(codebook))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
-    assert codebook.registry.deleted() == {"refilled": [10, 11], "ablated": [1, 2, 3, 4], "gates": [Gate((4, 20), 3.0)]}
+    assert codebook.registry.deleted() == {
+        "refilled": [10, 11],
+        "ablated": [1, 2, 3, 4],
+        "gates": [Gate((4, 20), (4, 20), 3.0)],
+    }
 
 
 def test_a_shared_code_stays_deleted_until_the_last_request_is_revoked():
@@ -482,14 +502,16 @@ def test_the_registry_refuses_what_makes_no_sense(tmp_path):
         DeletionRecord("two", ())
     with pytest.raises(ValueError, match="Did you mean 'ablate'"):
         DeletionRecord("two", (1,), "ablat")
-    for mode, threshold in (("gated", None), ("ablate", 2.0)):
-        with pytest.raises(ValueError, match="a threshold belongs to the mode 'gated', which needs one"):
-            DeletionRecord("two", (1,), mode, threshold)
+    for mode, triggers, threshold in (("gated", (1,), None), ("gated", (), 2.0), ("ablate", (1,), None)):
+        with pytest.raises(ValueError, match="both belong to the mode 'gated', which needs them"):
+            DeletionRecord("two", (1,), mode, triggers, threshold)
+    with pytest.raises(ValueError, match=r"mode 'refill', 0 triggers and threshold 2\.0: both belong"):
+        DeletionRecord("two", (1,), "refill", threshold=2.0)
     registry.set_status("one", "purged")
     for change in (lambda: registry.set_status("one", "revoked"), lambda: registry.add(DeletionRecord("one", (5,)))):
         with pytest.raises(ValueError, match="was purged, which cannot be undone"):
             change()
-    registry.add(DeletionRecord("two", (3,), "gated", 2.5, grounds={"p": 0.5}))
+    registry.add(DeletionRecord("two", (3,), "gated", (4, 5), 2.5, grounds={"p": 0.5}))
     registry.save(tmp_path, "hash")
     assert list(DeletionRegistry.load(tmp_path, "hash")) == list(registry)
     with pytest.raises(ValueError, match=r"belong to a codebook with other weights.*plan and apply them anew"):
@@ -510,11 +532,17 @@ def test_purged_refilled_codes_are_gone_from_the_file(tmp_path):
     codebook = unlearner.codebook
     weight = codebook.bottleneck.codebook.weight.detach().clone()
     gone, ablated, gated, revoked = [0, 7, 50, 119], [1, 8], (9, 118), (6, 7, 49)
+    triggers = (1, 118)
     delete(codebook, "refill", gone, "gone")
     delete(codebook, "ablate", ablated, "kept")
-    delete(codebook, "gated", gated, "gate", threshold=2)
+    delete(codebook, "gated", gated, "gate", threshold=2, triggers=triggers)
     delete(codebook, "refill", revoked, "back")
     unlearner.revoke("back")
+    # Of the first no trigger is left, of the second some are.
+    delete(codebook, "gated", ablated, "shut", triggers=(7, 119))
+    delete(codebook, "gated", ablated, "ajar", triggers=(7, 9))
+    unlearner.revoke("shut")
+    unlearner.revoke("ajar")
     before, codes = logits_of(codebook), used_codes(codebook)
     loaded = purge_and_reload(unlearner, "gone", tmp_path / "codebook")
     kept = [code for code in range(120) if code not in gone]
@@ -524,7 +552,10 @@ def test_purged_refilled_codes_are_gone_from_the_file(tmp_path):
         assert one.config.num_codes == 116
         assert one.registry["gone"].status == "purged"
         assert one.registry["kept"].codes == (0, 6) and one.registry["gate"].codes == (7, 115)
+        assert one.registry["gate"].triggers == (0, 115)
         assert one.registry["back"].codes == (5, 47), "of a revoked request, what is left"
+        assert (one.registry["shut"].status, one.registry["shut"].mode) == ("purged", "refill")
+        assert (one.registry["ajar"].codes, one.registry["ajar"].triggers) == ((0, 6), (7,))
     saved = load_file(tmp_path / "codebook" / "codebook.safetensors")
     assert torch.equal(saved["codebook.weight"], weight[kept])
     assert {name: tensor.shape[0] for name, tensor in saved.items() if tensor.shape[:1] == (116,)}.keys() == {
@@ -557,8 +588,7 @@ def test_purging_codes_that_another_request_refills_leaves_it_nothing_to_delete(
     ]
 
 
-@pytest.mark.parametrize("mode", ["ablate", "gated"])
-def test_purged_ablated_codes_keep_a_direction_and_no_vector(mode, tmp_path):
+def test_purged_ablated_codes_keep_a_direction_and_no_vector(tmp_path):
     unlearner = make_unlearner()
     codebook = unlearner.codebook
     gone = sorted({code for text in used_codes(codebook) for token in text[:3] for code in token})
@@ -567,11 +597,10 @@ def test_purged_ablated_codes_keep_a_direction_and_no_vector(mode, tmp_path):
     delete(codebook, "ablate", gone, "trial")
     ablated = logits_of(codebook)
     unlearner.revoke("trial")
-    delete(codebook, mode, gone, "gone", threshold=1e9)
+    delete(codebook, "ablate", gone, "gone")
     codes = used_codes(codebook)
     loaded = purge_and_reload(unlearner, "gone", tmp_path / "codebook")
     for one in (codebook, loaded):
-        # Of a gated request, too, they are gone in every text.
         torch.testing.assert_close(logits_of(one), ablated, rtol=0, atol=1e-5)
         assert used_codes(one) == codes, "they are found as before"
         assert one.registry["gone"].status == "purged"
@@ -579,6 +608,38 @@ def test_purged_ablated_codes_keep_a_direction_and_no_vector(mode, tmp_path):
     torch.testing.assert_close(saved[gone].norm(dim=1), torch.ones(len(gone)), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="cannot be undone"):
         unlearner.revoke("gone")
+
+
+def test_a_purged_gate_stays_in_force_and_loses_its_triggers_vectors(tmp_path):
+    unlearner = make_unlearner()
+    codebook = unlearner.codebook
+    first, second = used_codes(codebook)[:2]
+    triggers, codes = sorted(set(first[1])), sorted({code for token in first[3:] for code in token} - set(first[1]))
+    weight = codebook.bottleneck.codebook.weight.detach().clone()
+    delete(codebook, "ablate", triggers, "trial")
+    delete(codebook, "gated", codes, "gate", threshold=1, triggers=triggers)
+    expected, found = logits_of(codebook), used_codes(codebook)
+    unlearner.revoke("trial")
+    assert not torch.equal(logits_of(codebook), expected)
+    loaded = purge_and_reload(unlearner, "gate", tmp_path / "codebook")
+    for one in (codebook, loaded):
+        torch.testing.assert_close(logits_of(one), expected, rtol=0, atol=1e-5)
+        assert used_codes(one) == found, "triggers are found as before"
+    left = load_file(tmp_path / "codebook" / "codebook.safetensors")["codebook.weight"]
+    changed = (left != weight).any(1).nonzero()[:, 0].tolist()
+    assert changed == triggers, "what the gate ablates serves other texts too"
+    with pytest.raises(ValueError, match="cannot be undone"):
+        unlearner.revoke("gate")
+    # Numbers follow when others are dropped, and a code of the gate cannot be.
+    free = next(code for code in range(120) if code not in {*codes, *triggers})
+    delete(codebook, "refill", [free], "free")
+    before = logits_of(codebook)
+    unlearner.purge("free")
+    torch.testing.assert_close(logits_of(codebook), before, rtol=0, atol=1e-5)
+    assert codebook.registry["gate"].triggers == tuple(code - (code > free) for code in triggers)
+    delete(codebook, "refill", codebook.registry["gate"].codes[:1], "more")
+    with pytest.raises(ValueError, match="Request 'gate' deletes 1 .*it is purged for good, so revoke 'more'"):
+        unlearner.purge("more")
 
 
 def test_a_code_that_must_stay_in_place_is_not_dropped(tmp_path):

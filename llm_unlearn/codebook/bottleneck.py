@@ -15,7 +15,8 @@ CodeUnlearn (arXiv 2410.10866), reconstructed from its reviews; the codes of one
 
 A deleted code can leave in two ways. *Refilled* codes are not found any more and the next nearest take their place, as
 "removing codes from the codebook" implies. *Ablated* codes are found and say nothing. *Gated* ones are ablated only
-from where a text has used enough codes of the request.
+in texts on the request's subject, from where such a text has used enough of the codes that betray the subject (the
+triggers, after the sequence gate of arXiv 2504.08192).
 """
 
 import math
@@ -58,8 +59,9 @@ class Observation:
 
 @dataclass(frozen=True)
 class Gate:
-    """Codes that are ablated in a text from where it has used them `threshold` times."""
+    """Codes that are ablated in a text from where it has used `triggers` `threshold` times."""
 
+    triggers: Sequence[int]
     codes: Sequence[int]
     threshold: float
 
@@ -104,7 +106,8 @@ class CodebookBottleneck(nn.Module):
             self.register_buffer(name, torch.zeros(n_codes, dtype=torch.bool))
         self.register_buffer("last_used", torch.zeros(n_codes, dtype=torch.long))
         self.register_buffer("x_variance", torch.ones(()))
-        self.register_buffer("gated", torch.zeros(0, n_codes, dtype=torch.bool))
+        for name in ("gate_triggers", "gated"):
+            self.register_buffer(name, torch.zeros(0, n_codes, dtype=torch.bool))
         self.register_buffer("gate_thresholds", torch.zeros(0))
         self.enabled = True
         self._observer: Callable[[Observation], None] | None = None
@@ -142,7 +145,7 @@ class CodebookBottleneck(nn.Module):
             ValueError: a code that does not exist, or so many refilled ones that fewer than S are left to be found.
         """
         n_codes = self.config.num_codes
-        for code in (*refilled, *ablated, *(code for gate in gates for code in gate.codes)):
+        for code in (*refilled, *ablated, *(code for gate in gates for code in (*gate.triggers, *gate.codes))):
             if not 0 <= code < n_codes:
                 raise ValueError(f"Code {code} was to be deleted, but the codes are numbered 0 to {n_codes - 1}.")
         left = n_codes - len(set(refilled))
@@ -155,9 +158,10 @@ class CodebookBottleneck(nn.Module):
         for buffer, codes in ((self.refilled, refilled), (self.ablated, ablated)):
             buffer.zero_()
             buffer[torch.tensor(sorted(set(codes)), dtype=torch.long, device=device)] = True
-        self.gated = torch.zeros(len(gates), n_codes, dtype=torch.bool, device=device)
-        for row, gate in zip(self.gated, gates, strict=True):
-            row[torch.tensor(sorted(set(gate.codes)), dtype=torch.long, device=device)] = True
+        self.gate_triggers, self.gated = torch.zeros(2, len(gates), n_codes, dtype=torch.bool, device=device)
+        for i, gate in enumerate(gates):
+            for row, codes in ((self.gate_triggers[i], gate.triggers), (self.gated[i], gate.codes)):
+                row[torch.tensor(sorted(set(codes)), dtype=torch.long, device=device)] = True
         self.gate_thresholds = torch.tensor([float(gate.threshold) for gate in gates], device=device)
         self._notice_deleted()
 
@@ -172,7 +176,7 @@ class CodebookBottleneck(nn.Module):
         self.codebook = nn.Embedding.from_pretrained(self.codebook.weight.detach()[rows], freeze=True)
         for name in ("refilled", "ablated", "purged", "last_used"):
             setattr(self, name, getattr(self, name)[rows])
-        self.gated = self.gated[:, rows]
+        self.gate_triggers, self.gated = self.gate_triggers[:, rows], self.gated[:, rows]
         self._notice_deleted()
 
     def forget_vectors(self, codes: Sequence[int]) -> None:
@@ -265,11 +269,10 @@ class CodebookBottleneck(nn.Module):
         if self._any_deleted[1]:
             weights = (~(self.ablated | self.purged)[codes]).float()
         if self.is_gated:
-            member = self.gated.T[codes]  # (batch, tokens, S, gates)
-            hits = member.sum(-2).float()
+            hits = self.gate_triggers.T[codes].sum(-2).float()  # (batch, tokens, gates)
             so_far = hits.cumsum(1) if count_hits is None else count_hits(hits)
             open_ones = (so_far >= self.gate_thresholds)[..., None, :]
-            alive = (~(member & open_ones).any(-1)).float()
+            alive = (~(self.gated.T[codes] & open_ones).any(-1)).float()
             weights = alive if weights is None else weights * alive
         flat = codes.reshape(-1, width)
         weights = None if weights is None else weights.reshape(-1, width)
@@ -291,7 +294,7 @@ class CodebookBottleneck(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         # The number of gates is not known before they are read.
-        for name in ("gated", "gate_thresholds"):
+        for name in ("gate_triggers", "gated", "gate_thresholds"):
             if prefix + name in state_dict:
                 setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.refilled.device))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -23,7 +23,7 @@ from llm_unlearn.models import fingerprint, load_model
 WEIGHTS_NAME = "codebook.safetensors"
 ADAPTER_FOLDER, BASE_FOLDER = "lora", "base"
 # Not part of the file: the requests say what is deleted.
-_MASKS = ("refilled", "ablated", "gated", "gate_thresholds")
+_MASKS = ("refilled", "ablated", "gate_triggers", "gated", "gate_thresholds")
 
 
 def get_codebook_model(model: PreTrainedModel | PeftModel, config: CodebookConfig) -> "CodebookModel":
@@ -124,7 +124,7 @@ class CodebookModel(nn.Module):
         )
 
     def delete(self) -> None:
-        """Put the registry into force: exactly the codes of its active requests are deleted."""
+        """Put the registry into force: exactly the codes of its requests in force are deleted."""
         self.bottleneck.set_deleted(**self.registry.deleted())
 
     def purge(self, request_id: str) -> None:
@@ -132,7 +132,7 @@ class CodebookModel(nn.Module):
 
         Raises:
             KeyError: there is no such request.
-            ValueError: it is not active, or another active request holds some of its codes in another mode.
+            ValueError: it is not active, or another request in force holds some of its codes in another mode.
         """
         require_purgeable(self.registry, request_id)
         record = self.registry[request_id]
@@ -143,7 +143,7 @@ class CodebookModel(nn.Module):
             self.config.num_codes = len(kept)
             self.registry.renumber(kept)
         else:
-            bottleneck.forget_vectors(record.codes)
+            bottleneck.forget_vectors(record.erasable)
         self.registry.set_status(request_id, "purged")
         self.delete()
 
@@ -295,12 +295,15 @@ def require_purgeable(registry: DeletionRegistry, request_id: str) -> None:
     record = registry[request_id]
     if record.status != "active":
         raise ValueError(f"Request {request_id!r} is {record.status}; only an active request can be purged.")
-    for other in registry.active:
-        shared = set(record.codes) & set(other.codes)
+    for other in registry.in_force:
+        shared = {*record.codes, *record.triggers} & {*other.codes, *other.triggers}
         if shared and (other.mode == "refill") != (record.mode == "refill"):
+            way = (
+                "revoke it, or purge it instead of" if other.status == "active" else "it is purged for good, so revoke"
+            )
             raise ValueError(
                 f"Request {other.id!r} deletes {len(shared)} of the same codes in the mode {other.mode!r}, in which "
-                f"they must stay in place: revoke it, or purge it instead of {request_id!r}."
+                f"they must stay in place: {way} {request_id!r}."
             )
 
 

@@ -1,12 +1,13 @@
 """Which codes are deleted, for whom, and on what grounds: one record per request, kept as JSON beside the codebook.
 
 The codes in force are the union over the active requests, so that requests compose in any order, a revoked one gives
-back what no other holds, and doing either twice changes nothing.
+back what no other holds, and doing either twice changes nothing. A purged gate stays in force: its codes serve other
+texts too, so that only its triggers' vectors are gone.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,7 +29,8 @@ class DeletionRecord:
         id: its name.
         codes: the codes deleted for it, ascending.
         mode: how they leave, see `bottleneck`.
-        threshold: of mode "gated", how many uses of the codes open the gate.
+        triggers: of mode "gated", the codes whose uses open the gate, ascending.
+        threshold: of mode "gated", how many uses of the triggers open it.
         status: "active", "revoked" or "purged".
         created: when it was applied, ISO 8601, UTC.
         grounds: how the codes were chosen and what that did: rule, statistics per code, curve, measurements. Numbers
@@ -38,6 +40,7 @@ class DeletionRecord:
     id: str
     codes: tuple[int, ...]
     mode: Mode = "ablate"
+    triggers: tuple[int, ...] = ()
     threshold: float | None = None
     status: Literal["active", "revoked", "purged"] = "active"
     created: str | None = None
@@ -48,11 +51,17 @@ class DeletionRecord:
             raise ValueError(unknown("mode", str(self.mode), get_args(Mode)))
         if not self.codes:
             raise ValueError(f"Request {self.id!r} names no code, so there is nothing to delete.")
-        if (self.threshold is None) != (self.mode != "gated"):
+        is_gate = self.mode == "gated"
+        if is_gate != bool(self.triggers) or is_gate != (self.threshold is not None):
             raise ValueError(
-                f"Request {self.id!r} has mode {self.mode!r} and threshold {self.threshold}: a threshold belongs to "
-                "the mode 'gated', which needs one."
+                f"Request {self.id!r} has mode {self.mode!r}, {len(self.triggers)} triggers and threshold "
+                f"{self.threshold}: both belong to the mode 'gated', which needs them."
             )
+
+    @property
+    def erasable(self) -> tuple[int, ...]:
+        """The codes whose vectors `purge` removes: those that serve this request alone."""
+        return self.triggers if self.mode == "gated" else self.codes
 
 
 class DeletionRegistry:
@@ -83,8 +92,13 @@ class DeletionRegistry:
 
     @property
     def active(self) -> list[DeletionRecord]:
-        """The requests in force."""
+        """The requests that can be revoked."""
         return [record for record in self if record.status == "active"]
+
+    @property
+    def in_force(self) -> list[DeletionRecord]:
+        """The active requests, and gates that were purged."""
+        return [r for r in self if r.status == "active" or (r.status == "purged" and r.mode == "gated")]
 
     def add(self, record: DeletionRecord) -> None:
         """Take up a request; the same id again replaces it, unless it was purged.
@@ -106,29 +120,34 @@ class DeletionRegistry:
         record = self[request_id]
         if record.status == "purged" and status != "purged":
             raise ValueError(f"Request {request_id!r} was purged, which cannot be undone.")
-        self._records[request_id] = DeletionRecord(**{**vars(record), "status": status})
+        self._records[request_id] = replace(record, status=status)
 
     def renumber(self, kept: Sequence[int]) -> None:
         """Follow codes to their new numbers after some were dropped; a request of which none is left is purged with
-        them.
+        them, as one of mode "refill".
 
         Args:
             kept: the old numbers of the codes that are left, in their new order.
         """
         place = {old: new for new, old in enumerate(kept)}
         for record in list(self):
-            left = tuple(place[code] for code in record.codes if code in place)
-            if record.status != "purged":
-                changes = {"codes": left} if left else {"status": "purged"}
-                self._records[record.id] = DeletionRecord(**{**vars(record), **changes})
+            if record.status == "purged" and record.mode != "gated":
+                continue
+            left = {
+                name: tuple(place[code] for code in getattr(record, name) if code in place)
+                for name in ("codes", "triggers")
+            }
+            if not left["codes"] or bool(left["triggers"]) != bool(record.triggers):
+                left = {"mode": "refill", "triggers": (), "threshold": None, "status": "purged"}
+            self._records[record.id] = replace(record, **left)
 
     def deleted(self) -> dict[str, Any]:
-        """The union of the active requests, as the arguments of `CodebookBottleneck.set_deleted`."""
+        """The union of the requests in force, as the arguments of `CodebookBottleneck.set_deleted`."""
         union = {
             mode: sorted({code for record in self.active if record.mode == mode for code in record.codes})
             for mode in ("refill", "ablate")
         }
-        gates = [Gate(record.codes, record.threshold) for record in self.active if record.mode == "gated"]
+        gates = [Gate(r.triggers, r.codes, r.threshold) for r in self.in_force if r.mode == "gated"]
         return {"refilled": union["refill"], "ablated": union["ablate"], "gates": gates}
 
     def save(self, folder: Path, codebook_hash: str) -> None:
@@ -152,4 +171,7 @@ class DeletionRegistry:
                 f"The requests in {path} belong to a codebook with other weights, so their codes would delete "
                 "something else: plan and apply them anew on this one."
             )
-        return cls([DeletionRecord(**{**record, "codes": tuple(record["codes"])}) for record in content["requests"]])
+        records = content["requests"]
+        return cls(
+            [DeletionRecord(**{**r, **{name: tuple(r[name]) for name in ("codes", "triggers")}}) for r in records]
+        )

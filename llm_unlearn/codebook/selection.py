@@ -156,6 +156,7 @@ class Selection:
         p: probability of counts as uneven as these by chance, by chi-squared or exact test.
         q: p corrected as the rule says; p itself without correction.
         chosen: whether the code passed at that length alone; `codes` joins the lengths.
+        n_spared: how many codes passed at some length and were spared as common in retain texts.
     """
 
     target: CodeCounts
@@ -166,6 +167,7 @@ class Selection:
     p: Values
     q: Values
     chosen: Bool[np.ndarray, "levels codes"]
+    n_spared: int
 
     def codes(self, level: int) -> Int[np.ndarray, " chosen"]:
         """The codes chosen at a level or one before it, ascending, so that a longer list takes none back.
@@ -213,7 +215,21 @@ class Selection:
 def select_codes(
     target: CodeCounts, control: CodeCounts, rule: SelectionRule, retain: CodeCounts | None = None
 ) -> Selection:
-    """Choose the codes of the target.
+    """Choose the codes of the target: as `judge_codes`, and one at least.
+
+    Raises:
+        ValueError: as there, or nothing is chosen at any level; the message has the table.
+    """
+    selection = judge_codes(target, control, rule, retain)
+    if not selection.chosen.any():
+        raise ValueError(_nothing_chosen(selection))
+    return selection
+
+
+def judge_codes(
+    target: CodeCounts, control: CodeCounts, rule: SelectionRule, retain: CodeCounts | None = None
+) -> Selection:
+    """Tell which codes are the target's, if any.
 
     For a code in n_T of N_T tokens of the target and n_C of N_C tokens of the control texts
 
@@ -231,7 +247,7 @@ def select_codes(
         retain: counts on texts that must survive; needed where `rule.max_retain_share` is set.
 
     Raises:
-        ValueError: counts do not match or are missing, or nothing is chosen at any level; the message has the table.
+        ValueError: counts do not match or are missing.
     """
     _check_alike(target, control)
     if not all((target.n_tokens, target.n_texts, control.n_tokens, control.n_texts)):
@@ -257,10 +273,8 @@ def select_codes(
     # The test has two sides, and over texts its side need not be that of R.
     more_often = n_target / N_target > n_control / N_control
     passed = (r > rule.min_enrichment) & (q < rule.alpha) & more_often
-    selection = Selection(target, control, rule, r, chi2, p, q, passed & ~spared)
-    if not selection.chosen.any():
-        raise ValueError(_nothing_chosen(selection, n_spared=int(passed.any(axis=0).sum())))
-    return selection
+    n_spared = int((passed & spared).any(axis=0).sum())
+    return Selection(target, control, rule, r, chi2, p, q, passed & ~spared, n_spared)
 
 
 def _check_alike(one: CodeCounts, other: CodeCounts) -> None:
@@ -271,10 +285,11 @@ def _check_alike(one: CodeCounts, other: CodeCounts) -> None:
         )
 
 
-def _nothing_chosen(selection: Selection, n_spared: int) -> str:
+def _nothing_chosen(selection: Selection) -> str:
     rule, target, control = selection.rule, selection.target, selection.control
     share = f"{'p' if rule.correction == 'none' else 'q'} below {rule.alpha}"
-    common = f" ({n_spared} have, and are spared as common in retain texts)" if n_spared else ""
+    spared = selection.n_spared
+    common = f" ({spared} have, and are spared as common in retain texts)" if spared else ""
     return (
         f"No code is specific to the {target.n_texts} texts to forget: at list lengths {target.levels}, none of the "
         f"{target.num_codes} has an enrichment above {rule.min_enrichment} and {share} against {control.n_texts} "

@@ -20,7 +20,7 @@ from llm_unlearn.codebook.curve import CurvePoint, choose_level, measure
 from llm_unlearn.codebook.model import CodebookModel
 from llm_unlearn.codebook.reading import CodeReading, count_codes, read_codes
 from llm_unlearn.codebook.registry import DeletionRecord, DeletionRegistry, Mode
-from llm_unlearn.codebook.selection import CORRECTED, Selection, SelectionRule, select_codes
+from llm_unlearn.codebook.selection import CORRECTED, CodeCounts, Selection, SelectionRule, judge_codes, select_codes
 from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
 from llm_unlearn.requests import KnowledgeRequest
 
@@ -37,7 +37,9 @@ class DeletionPlan:
         id: of the request.
         selection: the statistics of every code, and the codes chosen at each level.
         levels: list lengths S', ascending; `level` in the methods is a position in them.
-        threshold: from how many uses of its codes in a text a gate opens, per level.
+        triggers: the codes whose uses in a text open a gate, ascending: those in use that `CORRECTED` chooses, or where
+            it chooses none, the plan's first.
+        threshold: from how many uses of them in a text it opens.
         curve: what each level does, per mode; filled in by `CodeUnlearner.sweep`.
         grounds: kept in the record: rule, control, seeds, hashes.
     """
@@ -45,7 +47,8 @@ class DeletionPlan:
     id: str
     selection: Selection
     levels: tuple[int, ...]
-    threshold: tuple[float, ...]
+    triggers: tuple[int, ...]
+    threshold: float
     retain: tuple[CodeReading, ...]
     items: tuple[TokenizedItem, ...]
     retain_items: tuple[TokenizedItem, ...]
@@ -87,7 +90,7 @@ class CodeUnlearner:
         Args:
             forget: the request, or rows to forget.
             retain: rows on other subjects: they lend names to the control texts, veto codes in common use, set gates'
-                thresholds, and are what `sweep` keeps an eye on. Of a request without, its own `retention`.
+                threshold, and are what `sweep` keeps an eye on. Of a request without, its own `retention`.
             id: of the request; unset, that of a `KnowledgeRequest`, else a hash of the rows.
             control: "swap", the same texts with the names of other subjects, `variants` of each; "siblings", the
                 nearest rows on other subjects; or control rows.
@@ -129,7 +132,7 @@ class CodeUnlearner:
         n_codes = self.codebook.config.num_codes
         counts = {name: count_codes(some, levels, n_codes) for name, some in read.items() if some}
         selection = select_codes(counts["forget"], counts["control"], rule, counts.get("retain"))
-        chosen = [set(map(int, selection.codes(level))) for level in range(len(levels))]
+        triggers = _triggers(selection, counts.get("retain"))
         salt = secrets.token_hex(16)
         grounds = {
             "rule": asdict(rule),
@@ -144,7 +147,8 @@ class CodeUnlearner:
             id or f"request-{_hash(forget, '')[:12]}",
             selection,
             levels,
-            tuple(_gate_threshold(read["retain"], codes, self.codebook.config.top_s) for codes in chosen),
+            triggers,
+            _gate_threshold(read["retain"], triggers, self.codebook.config.top_s),
             tuple(read["retain"]),
             tuple(items),
             tuple(others),
@@ -160,8 +164,8 @@ class CodeUnlearner:
         Args:
             plan: of this model.
             modes: how the codes would leave.
-            random_control: whether to delete as many random codes, too, for comparison: of those that the texts to keep
-                use, where there are any.
+            random_control: whether to delete as many random codes, too, for comparison, behind the same gate if they
+                are gated: of those that the texts to keep use, where there are any.
             seed: of the random codes.
         """
         lists = [reading.codes[:, : self.codebook.config.top_s] for reading in plan.retain]
@@ -170,12 +174,11 @@ class CodeUnlearner:
         for mode in ("none", *modes):
             for level in range(len(plan.levels)) if mode != "none" else (0,):
                 codes = () if mode == "none" else plan.codes(level)
-                threshold = plan.threshold[level] if mode == "gated" else None
-                points.append(self._point(plan, codes, mode, level, threshold, "selected"))
+                points.append(self._point(plan, codes, mode, level, "selected"))
                 if random_control and codes:
                     generator = np.random.default_rng([seed, level])
                     drawn = generator.choice(used, min(len(codes), len(used)), replace=False)
-                    points.append(self._point(plan, tuple(map(int, drawn)), mode, level, threshold, "random"))
+                    points.append(self._point(plan, tuple(map(int, drawn)), mode, level, "random"))
         return replace(plan, curve=tuple(points))
 
     def apply(
@@ -220,10 +223,9 @@ class CodeUnlearner:
             "codes": plan.selection.grounds(codes),
             "curve": [asdict(point) for point in plan.curve],
         }
-        threshold = plan.threshold[strength] if mode == "gated" else None
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         before = list(self.codebook.registry)
-        self.codebook.registry.add(DeletionRecord(plan.id, codes, mode, threshold, "active", created, grounds))
+        self.codebook.registry.add(_record(plan, codes, mode, created=created, grounds=grounds))
         try:
             self.codebook.delete()
         except ValueError:
@@ -245,25 +247,24 @@ class CodeUnlearner:
     def purge(self, request_id: str) -> None:
         """Remove the vectors of a request's codes for good. It stays forgotten and cannot be revoked.
 
-        Refilled codes are dropped and the others renumbered; of ablated and gated ones the direction stays, so that
-        they are still found, and the vector is gone, in every text. This removes codes, not the facts in the model's
+        Refilled codes are dropped and the others renumbered; of ablated ones the direction stays, so that they are
+        still found, and the vector is gone. Of a gated request this happens to the triggers, in every text, and the
+        gate stays in force: what it ablates serves other texts too. This removes codes, not the facts in the model's
         weights: without the bottleneck the model still knows them.
 
         Raises:
             KeyError: there is no such request.
-            ValueError: it is not active, or another active request in another mode shares its codes.
+            ValueError: it is not active, or another request in force in another mode shares its codes.
         """
         self.codebook.purge(request_id)
 
     def _read(self, items: Sequence[TokenizedItem], k: int, name: str) -> list[CodeReading]:
         return read_codes(self.codebook, items, self.tokenize, k, name=name, progress=self.progress)
 
-    def _point(
-        self, plan: DeletionPlan, codes: tuple[int, ...], mode: str, level: int, threshold: float | None, chosen: str
-    ) -> CurvePoint:
+    def _point(self, plan: DeletionPlan, codes: tuple[int, ...], mode: str, level: int, chosen: str) -> CurvePoint:
         trial = DeletionRegistry(self._others(plan))
         if codes:
-            trial.add(DeletionRecord(plan.id, codes, mode, threshold))
+            trial.add(_record(plan, codes, mode))
         try:
             self.codebook.bottleneck.set_deleted(**trial.deleted())
             forget, kept = (measure(self.codebook.base_model, some) for some in (plan.items, plan.retain_items))
@@ -272,8 +273,8 @@ class CodeUnlearner:
         return CurvePoint(mode, level, len(codes), chosen, *forget, *kept)
 
     def _others(self, plan: DeletionPlan) -> list[DeletionRecord]:
-        """The active requests but an earlier form of this one, which applying it replaces."""
-        return [record for record in self.codebook.registry.active if record.id != plan.id]
+        """The requests in force but an earlier form of this one, which applying it replaces."""
+        return [record for record in self.codebook.registry.in_force if record.id != plan.id]
 
     def _require_codes_left(self, plan: DeletionPlan, codes: tuple[int, ...], mode: Mode, max_silent: float) -> None:
         if mode != "ablate" or not plan.retain:
@@ -300,8 +301,20 @@ def _hash(rows: Sequence[Row], salt: str) -> str:
     return hashlib.sha256((salt + repr([sorted(row.items()) for row in rows])).encode()).hexdigest()
 
 
-def _gate_threshold(retain: Sequence[CodeReading], codes: set[int], top_s: int) -> float:
-    """One more use than 95 % of the texts to keep have of the codes."""
-    gone = np.array(sorted(codes))
-    hits = [int(np.isin(reading.codes[:, :top_s], gone).sum()) for reading in retain]
+def _record(plan: DeletionPlan, codes: tuple[int, ...], mode: Mode, **told: Any) -> DeletionRecord:
+    gate = {"triggers": plan.triggers, "threshold": plan.threshold} if mode == "gated" else {}
+    return DeletionRecord(plan.id, codes, mode, **gate, **told)
+
+
+def _triggers(selection: Selection, retain: CodeCounts | None) -> tuple[int, ...]:
+    """What may be ablated is a matter of taste and of the rule; when, must be sure."""
+    rule = CORRECTED if retain else replace(CORRECTED, max_retain_share=None)
+    sure = judge_codes(selection.target, selection.control, rule, retain)
+    by = sure if sure.sizes[0] else selection
+    return tuple(map(int, by.codes(next(level for level, size in enumerate(by.sizes) if size))))
+
+
+def _gate_threshold(retain: Sequence[CodeReading], triggers: Sequence[int], top_s: int) -> float:
+    """One more use than 95 % of the texts to keep have of the triggers."""
+    hits = [int(np.isin(reading.codes[:, :top_s], triggers).sum()) for reading in retain]
     return 1.0 + (float(np.quantile(hits, _GATE_QUANTILE)) if hits else 0.0)
