@@ -47,8 +47,9 @@ if TYPE_CHECKING:
     from llm_unlearn.testbed import Testbed
     from llm_unlearn.trainer import UnlearningTrainer
 
-_RUN_FILES = ("adapter", "model", "best", "report.json", "report.md", "report.html", "log.jsonl", "refinement.jsonl",
-              "request.json")  # fmt: skip
+_RUN_FILES = ("adapter", "model", "codebook", "best", "report.json", "report.md", "report.html", "log.jsonl",
+              "refinement.jsonl", "request.json", "curve.svg", "drop.json", "drop.md",
+              "translations.jsonl")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,22 @@ class RunData:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
-def check_output(out: Path, resume: str | None, overwrite: bool) -> str | None:
+def check_output(out: Path, resume: str | None, overwrite: bool, model: str | None = None) -> str | None:
     """Check the output folder, and find the checkpoint to resume from.
 
     Args:
         out: the run's folder.
         resume: None for a new run, "true" for the last checkpoint in `out`, or a checkpoint folder.
         overwrite: whether an earlier run in `out` may be removed, which is left to `remove_earlier`.
+        model: what the run starts from, which must not be removed with it; None for the embedded default.
 
     Raises:
-        ValueError: `out` is a file or holds another run, or there is nothing to resume.
+        ValueError: `out` is a file, or holds another run or the model to be replaced, or there is nothing to resume.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: choose another `--output_dir`.")
+    if model and overwrite and Path(model).resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"`--overwrite` would remove {model}, the model itself: choose another `--output_dir`.")
     if resume is not None:
         found = _checkpoints(out) if resume.lower() in ("true", "last") else [Path(resume)]
         # A run killed while it wrote a checkpoint leaves one without its last file; the one before is whole.

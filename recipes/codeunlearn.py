@@ -19,17 +19,18 @@ number of requests. The parts are in `llm_unlearn/codebook/`.
 """
 
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from common import DataArguments, ModelArguments, at_a_terminal, parse
 
+from llm_unlearn.codebook.flags import CodebookFlags
 from llm_unlearn.flags import EvaluationFlags
 
 
 @dataclass
-class CodebookArguments(EvaluationFlags, DataArguments):
+class CodebookArguments(CodebookFlags, EvaluationFlags, DataArguments):
     """The bottleneck, what it is trained on, and what is measured."""
 
     split: str = field(default="full", metadata={"help": "The model's own fine-tuning data; rows as in full[0:160]."})
@@ -40,18 +41,6 @@ class CodebookArguments(EvaluationFlags, DataArguments):
     eval_rows: int = field(
         default=100, metadata={"help": "Rows of the split on which the loss is compared with that without bottleneck."}
     )
-    layer: int | None = field(
-        default=None, metadata={"help": "Layer of the bottleneck, from 0. Unset: 0.4 of the depth."}
-    )
-    site: Literal["block", "post_attn"] = field(
-        default="block", metadata={"help": "Replace a layer's output, or its input plus attention (the paper's)."}
-    )
-    num_codes: int = field(default=10_000, metadata={"help": "Codes K."})
-    code_dim: int | None = field(default=None, metadata={"help": "Length of a code. Unset: the model's width."})
-    top_s: int = field(default=8, metadata={"help": "Codes per token, S."})
-    combine: Literal["sum", "mean"] = field(default="sum", metadata={"help": "Sum or mean of the S codes."})
-    norm: Literal["rms", "layer", "none"] = field(default="rms", metadata={"help": "Norm of the encoder's input."})
-    unit_z: bool = field(default=True, metadata={"help": "Bring the encoder's output to root mean square 1."})
     exempt_bos: bool = field(default=True, metadata={"help": "Let a leading begin token pass by unchanged."})
 
 
@@ -72,8 +61,6 @@ def train(data_args: CodebookArguments, args: Any, model_args: ModelArguments) -
 
     import llm_unlearn.run as run
     from llm_unlearn.codebook.card import codebook_card
-    from llm_unlearn.codebook.config import CodebookConfig
-    from llm_unlearn.codebook.initialise import initialise_from
     from llm_unlearn.codebook.model import get_codebook_model
     from llm_unlearn.codebook.trainer import CodeUnlearnTrainer
     from llm_unlearn.data.sources import load_rows
@@ -88,10 +75,9 @@ def train(data_args: CodebookArguments, args: Any, model_args: ModelArguments) -
     main_process = args.process_index == 0
     console = Console(quiet=not main_process)
     out = Path(args.output_dir)
-    checkpoint = run.check_output(out, args.resume_from_checkpoint, data_args.overwrite)
-    names = {f.name for f in fields(CodebookConfig)} & {f.name for f in fields(data_args)}
-    config = CodebookConfig(**{name: getattr(data_args, name) for name in names}, seed=args.seed)
     source = model_args.model_name_or_path
+    checkpoint = run.check_output(out, args.resume_from_checkpoint, data_args.overwrite, source)
+    config = data_args.codebook_config(args.seed)
     bed = None if source else run.default_testbed(data_args.forget_split)
     source = source or str(bed.target)
     check_source(source)
@@ -128,7 +114,7 @@ def train(data_args: CodebookArguments, args: Any, model_args: ModelArguments) -
     show_live_losses(trainer)
     console.print(forecast_line(trainer))
     if checkpoint is None:
-        lost = initialise_from(codebook, trainer.train_dataset, args.init_tokens, args.seed, args.init_whiten)
+        lost = trainer.make_first_weights()
         console.print(f"First weights lose {lost:.1%} of the variance of layer {config.layer}'s activations.")
         if main_process:
             run.remove_earlier(out)

@@ -71,7 +71,7 @@ def forget(args: ForgetArguments) -> None:
     state = process_state()
     console = Console(quiet=not state.is_main_process)
     out, folder = Path(args.output_dir), Path(args.codebook)
-    run.check_output(out, None, args.overwrite)
+    run.check_output(out, None, args.overwrite, args.codebook)
     if not folder.is_dir():
         raise ValueError(
             f"There is no codebook in {folder}: train one first (`accelerate launch recipes/codeunlearn.py`), or "

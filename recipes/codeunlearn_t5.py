@@ -18,20 +18,21 @@ On a corpus of your own, which may be small:
 """
 
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from common import ModelArguments, at_a_terminal, parse
 
+from llm_unlearn.codebook.flags import CodebookFlags
+
 TOPICS = ["love", "Julien", "Wish", "Captain", "White", "Black", "Poor"]
 METRICS = ["BLEU", "METEOR", "BERT-P"]
 CONTROL = "control sentences"
-RESULTS = ("drop.json", "drop.md", "translations.jsonl")
 
 
 @dataclass
-class TranslationArguments:
+class TranslationArguments(CodebookFlags):
     """The corpus, the topics, the bottleneck, and how codes are deleted."""
 
     dataset: str | None = field(default=None, metadata={"help": "Parallel corpus: hub id, folder or file."})
@@ -63,11 +64,6 @@ class TranslationArguments:
         default="post_attn", metadata={"help": "Replace a layer's output, or its input plus attention (the paper's)."}
     )
     num_codes: int = field(default=25_000, metadata={"help": "Codes K; the paper's for T5-small."})
-    code_dim: int | None = field(default=None, metadata={"help": "Length of a code. Unset: the model's width."})
-    top_s: int = field(default=8, metadata={"help": "Codes per token, S."})
-    combine: Literal["sum", "mean"] = field(default="sum", metadata={"help": "Sum or mean of the S codes."})
-    norm: Literal["rms", "layer", "none"] = field(default="rms", metadata={"help": "Norm of the encoder's input."})
-    unit_z: bool = field(default=True, metadata={"help": "Bring the encoder's output to root mean square 1."})
     eval_rows: int = field(
         default=200, metadata={"help": "Held-out pairs on which the loss is compared with that without bottleneck."}
     )
@@ -125,8 +121,6 @@ def reproduce(data_args: TranslationArguments, args: Any, model_args: T5Argument
     from trl import get_peft_config
 
     import llm_unlearn.run as run
-    from llm_unlearn.codebook.config import CodebookConfig
-    from llm_unlearn.codebook.initialise import initialise_from
     from llm_unlearn.codebook.model import get_codebook_model
     from llm_unlearn.codebook.parallel import load_pairs, with_prefix
     from llm_unlearn.codebook.topics import draw, topic_sets
@@ -140,16 +134,15 @@ def reproduce(data_args: TranslationArguments, args: Any, model_args: T5Argument
     out = Path(args.output_dir)
 
     # Everything that can be wrong is found before a model is loaded.
-    checkpoint = run.check_output(out, args.resume_from_checkpoint, data_args.overwrite)
     source = model_args.model_name_or_path
+    checkpoint = run.check_output(out, args.resume_from_checkpoint, data_args.overwrite, source)
     if not source or not data_args.dataset:
         raise ValueError(
             "There is no embedded default for translation: give a model and a corpus (`--model`, `--dataset`), or take "
             "T5-small and OPUS Books from the hub (`--config codeunlearn_t5-paper`)."
         )
     check_source(source)
-    names = {f.name for f in fields(CodebookConfig)} & {f.name for f in fields(data_args)}
-    config = CodebookConfig(**{name: getattr(data_args, name) for name in names}, seed=args.seed)
+    config = data_args.codebook_config(args.seed)
     data_args.list_lengths()
     columns = (data_args.source_column, data_args.target_column)
     pairs, n_empty = load_pairs(data_args.dataset, data_args.split, *columns)
@@ -190,12 +183,10 @@ def reproduce(data_args: TranslationArguments, args: Any, model_args: T5Argument
     show_live_losses(trainer)
     console.print(forecast_line(trainer))
     if checkpoint is None:
-        lost = initialise_from(codebook, trainer.train_dataset, args.init_tokens, args.seed, args.init_whiten)
+        lost = trainer.make_first_weights()
         console.print(f"First weights lose {lost:.1%} of the variance of layer {config.layer}'s activations.")
         if main_process:
             run.remove_earlier(out)
-            for name in RESULTS:
-                (out / name).unlink(missing_ok=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     end = trainer.evaluate()
     console.print(f"Loss on held-out pairs {end['eval_loss']:.4f}; perplexity {end['eval_perplexity']:.2f}.")

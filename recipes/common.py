@@ -240,18 +240,14 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
     out = Path(args.output_dir)
 
     # Everything that can be wrong is found before a model is loaded.
-    checkpoint = run.check_output(out, args.resume_from_checkpoint, data_args.overwrite)
+    given = model_args.model_name_or_path
+    checkpoint = run.check_output(out, args.resume_from_checkpoint, data_args.overwrite, given)
     if args.push_adapter:
         if not model_args.use_peft:
             raise ValueError("`--push_to_hub` pushes adapters: drop it, and push `OUT/model` with `hf upload`.")
         check_push(args.hub_model_id, args.hub_token)
-    if model_args.model_name_or_path:
-        check_source(model_args.model_name_or_path)
-        if data_args.overwrite and Path(model_args.model_name_or_path).resolve().is_relative_to(out.resolve()):
-            raise ValueError(
-                f"`--overwrite` would remove {model_args.model_name_or_path}, the model itself: choose another "
-                "`--output_dir`."
-            )
+    if given:
+        check_source(given)
     if data_args.reference:
         EvalReport.load(data_args.reference)
     if data_args.eval == "none" and data_args.metrics:
@@ -267,9 +263,9 @@ def unlearn(method_name: str, data_args: UnlearnArguments, args: Any, model_args
         request,
     )
     frequencies = FrequencyPlan.of(args, data.forget) if args.uses_frequency else None
-    bed = None if model_args.model_name_or_path else run.default_testbed(data_args.forget_split)
-    source = str(bed.target) if bed else model_args.model_name_or_path
-    tier = data_args.eval or ("quick" if model_args.model_name_or_path else "full")
+    bed = None if given else run.default_testbed(data_args.forget_split)
+    source = given or str(bed.target)
+    tier = data_args.eval or ("quick" if given else "full")
     tokenizer = load_tokenizer(source)
     tokenize = ExampleTokenizer(tokenizer, args.system_prompt, args.max_length)
     partners = None

@@ -59,7 +59,7 @@ def finetune(data_args: FinetuneArguments, args: Any, model_args: ModelArguments
         )
     main_process = args.process_index == 0
     console = Console(quiet=not main_process)
-    checkpoint = run.check_output(out, args.resume_from_checkpoint, data_args.overwrite)
+    checkpoint = run.check_output(out, args.resume_from_checkpoint, data_args.overwrite, source)
     check_source(source)
     shown_before = Exposures.found(source)
     rows = load_rows(data_args.split, data_args.dataset or data_dir() / "tofu", data_args.columns)

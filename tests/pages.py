@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
 
@@ -50,3 +51,24 @@ def assert_alone(text, page):
     policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
     assert "prefers-color-scheme: dark" in text and "@media print" in text
+
+
+def assert_nothing_of_others_runs(text, page):
+    """`ATTACK`, wherever it stands on the page, is text."""
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+    assert "alert(1)" not in text.split("<script>")[-1]
+
+
+def drawings(text):
+    """All SVG of a page."""
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.S)]
+
+
+def assert_drawn_inside(text):
+    """Drawings stay inside their frames and tell what they show."""
+    for drawing in drawings(text):
+        width, height = map(float, drawing.get("viewBox").split()[2:])
+        assert drawing.get("role") == "img" and drawing.get("aria-label")
+        for mark in drawing.iter("circle"):
+            assert 0 <= float(mark.get("cx")) <= width and 0 <= float(mark.get("cy")) <= height

@@ -1,8 +1,10 @@
-"""How the tests run a recipe: in this process, with the flags of a command line."""
+"""How the tests run a recipe, in this process with the flags of a command line, and a script on two processes."""
 
 import json
 import os
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 from llm_unlearn.paths import recipes_dir
+from llm_unlearn.run import remove_earlier
 
 if str(recipes_dir()) not in sys.path:
     sys.path.insert(0, str(recipes_dir()))  # where a script's own folder would be, for `from common import main`
@@ -34,6 +37,31 @@ def refused(name: str, *flags: object) -> str:
     assert message.startswith("error: ")
     assert "\n" not in message
     return message.removeprefix("error: ")
+
+
+def run_on_two_processes(script: Path, *flags: object, torchrun: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a script, which finds the modules of the tests, on two processes of the CPU; returns what it printed.
+
+    Started by torchrun, three processes import torch one by one; else two are forked from one that has imported it.
+    """
+    here = Path(__file__).parent
+    environment = {
+        **ENVIRONMENT,
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+    }
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    command = [sys.executable, *(launcher if torchrun else [here / "scripts" / "fork_two.py"]), script, *flags]
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def kept_by_overwrite(out: Path, copy: Path) -> list[str]:
+    """What `--overwrite` would leave in the folder of a run; tried on a copy."""
+    shutil.copytree(out, copy)
+    remove_earlier(copy)
+    return sorted(path.name for path in copy.iterdir())
 
 
 def save_tiny_model(folder: Path, chat_template: bool = True) -> Path:

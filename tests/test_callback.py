@@ -14,6 +14,7 @@ from llm_unlearn.evaluation.evaluator import Evaluator
 from llm_unlearn.evaluation.sets import EvalSet
 
 TOKENIZE = ExampleTokenizer(tiny_tokenizer())
+OBJECTIVE = "retain/exact_memorization"
 
 
 def evaluator(tier="train"):
@@ -114,7 +115,8 @@ def test_it_stops_when_nothing_improves(tmp_path, monkeypatch):
     assert callback.best_step == 6
 
 
-@pytest.mark.parametrize("resume_at", [3, 6, 9])
+# After the first of the epochs, and after the last but one; in between it is the same.
+@pytest.mark.parametrize("resume_at", [3, pytest.param(6, marks=pytest.mark.slow), 9])
 def test_a_resumed_run_knows_what_was_best(resume_at, tmp_path):
     def start(folder):
         callback = EvaluationCallback(evaluator(), objective="retain/probability")
@@ -196,18 +198,35 @@ def killed_and_resumed(folder, event, step, make_callback, first=(), then=(), **
     return trainer, callback
 
 
-@pytest.mark.parametrize("objective", [None, "retain/exact_memorization"])
+# Each event in one epoch, with and without an objective; the same in other epochs is left to `-m slow`.
 @pytest.mark.parametrize(
-    ("every", "event", "step"),
+    ("every", "event", "step", "objective"),
     [
         # Between the checkpoint of an epoch's last step and the evaluation of the epoch; then after that evaluation,
         # of which the checkpoint does not know.
-        *((None, "on_epoch_end", step) for step in (3, 6, 9, 12)),
-        (None, "on_epoch_begin", 6),
-        (None, "on_step_begin", 7),
+        (None, "on_epoch_end", 3, None),
+        (None, "on_epoch_end", 6, OBJECTIVE),
+        pytest.param(None, "on_epoch_end", 9, None, marks=pytest.mark.slow),
+        (None, "on_epoch_end", 12, OBJECTIVE),
+        (None, "on_epoch_begin", 6, OBJECTIVE),
+        (None, "on_step_begin", 7, None),
         # An evaluation every N steps comes before the checkpoint of its step, which therefore knows of it.
-        (3, "on_epoch_end", 6),
-        (2, "on_step_begin", 4),
+        (3, "on_epoch_end", 6, OBJECTIVE),
+        (2, "on_step_begin", 4, None),
+        # With an objective where there was none above, and the other way round.
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (None, "on_epoch_end", 3, OBJECTIVE),
+                (None, "on_epoch_end", 6, None),
+                (None, "on_epoch_end", 9, OBJECTIVE),
+                (None, "on_epoch_end", 12, None),
+                (None, "on_epoch_begin", 6, None),
+                (None, "on_step_begin", 7, OBJECTIVE),
+                (3, "on_epoch_end", 6, None),
+                (2, "on_step_begin", 4, OBJECTIVE),
+            ]
+        ),
     ],
 )
 def test_a_run_killed_after_a_checkpoint_misses_and_repeats_no_evaluation(every, event, step, objective, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from codebooks import delete, tiny_codebook, trained_like
-from pages import ATTACK, Page, assert_alone
+from pages import ATTACK, Page, assert_alone, assert_nothing_of_others_runs
 from tiny import tiny_rows, tiny_tokenizer
 
 from llm_unlearn.codebook.curve import CurvePoint
@@ -238,9 +238,7 @@ def test_what_texts_and_requests_say_is_text(inspection):
     named = {**inspection.codebook, "model": ATTACK, "site": ATTACK}
     text = codes_page(replace(inspection, codes=(hostile,), codebook=named), ATTACK, ATTACK)
     page = Page(text)
-    assert sum(tag == "script" for tag, _ in page.tags) == 1
-    assert not [tag for tag, _ in page.tags if tag == "img"]
-    assert "alert(1)" not in text.split("<script>")[-1]
+    assert_nothing_of_others_runs(text, page)
     assert page.text().count(ATTACK) >= 9
 
 

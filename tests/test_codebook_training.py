@@ -451,6 +451,28 @@ def test_a_resumed_run_equals_one_never_interrupted(train, tmp_path):
         assert ours == theirs
 
 
+def test_a_checkpoint_that_is_cut_off_is_removed_and_the_one_before_is_resumed(tmp_path, monkeypatch):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
+    whole = make_codebook_trainer(tmp_path / "whole", **options)
+    whole.train()
+    torch_save = torch.save
+
+    def full_disk(value, file, *args, **kwargs):
+        # The codebook is already there when the disk fills up.
+        if "checkpoint-4" in str(file):
+            assert (tmp_path / "cut" / "checkpoint-4" / "codebook" / "codebook.safetensors").is_file()
+            raise RuntimeError("PytorchStreamWriter failed writing file")
+        torch_save(value, file, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"checkpoint-4 could not be written .* free"):
+        patch.setattr(torch, "save", full_disk)
+        make_codebook_trainer(tmp_path / "cut", **options).train()
+    assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = make_codebook_trainer(tmp_path / "cut", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert_equal(bottleneck_weights(resumed.codebook), bottleneck_weights(whole.codebook))
+
+
 @pytest.mark.parametrize("train", ["bottleneck", "lora", "full"])
 def test_a_checkpoint_is_a_codebook_and_what_the_trainer_needs(train, tmp_path):
     trainer = make_codebook_trainer(tmp_path / "out", train=train, max_steps=2, save_strategy="steps", save_steps=2)

@@ -1,10 +1,11 @@
 """`recipes/codeunlearn.py` and `recipes/codeunlearn_forget.py` as a user starts them, with good input and bad."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from recipe import refused, run_recipe, save_tiny_model, write_rows
+from recipe import kept_by_overwrite, refused, run_recipe, save_tiny_model, write_rows
 from tiny import NAMES
 
 from llm_unlearn import load_model
@@ -65,6 +66,15 @@ def test_training_leaves_a_folder_that_is_a_model(trained, model):
         assert torch.equal(logits(codebook), logits(plain)) == (how == "bottleneck")
 
 
+def test_overwrite_replaces_all_of_a_run_but_not_what_the_new_one_starts_from(trained, flags, tmp_path):
+    out = trained[1].parent
+    assert kept_by_overwrite(out, tmp_path / "copy") == []
+    shutil.copytree(trained[1], tmp_path / "alone" / "codebook")
+    assert "already holds a run (codebook)" in refused("codeunlearn", *flags, "--output_dir", tmp_path / "alone")
+    again = ["--model", trained[1], "--output_dir", out, "--overwrite"]
+    assert "the model itself" in refused("codeunlearn", *flags, *again)
+
+
 def test_a_deletion_leaves_a_codebook_with_the_request_in_force(trained, data, tmp_path, capsys):
     _, folder = trained
     out = tmp_path / "out"
@@ -83,6 +93,7 @@ def test_a_deletion_leaves_a_codebook_with_the_request_in_force(trained, data, t
     report = EvalReport.load(out)
     assert report.metrics.keys() >= {"forget/probability", "retain/probability"} and report.before
     assert (out / "curve.svg").read_text().startswith("<svg")
+    assert kept_by_overwrite(out, tmp_path / "copy") == []
     assert not any(word in (out / "codebook" / "requests.json").read_text() for word in ("Where", "born", NAMES[0]))
 
 
@@ -114,6 +125,19 @@ def test_it_resumes(flags, tmp_path):
     first = min(cut.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     run_recipe("codeunlearn", *flags, "--output_dir", cut, "--resume_from_checkpoint", first, "--overwrite")
     one, other = (CodebookModel.load(out / "codebook").bottleneck.state_dict() for out in (whole, cut))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_it_resumes_past_a_checkpoint_that_a_kill_left_half_written(flags, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    often = ["--save_strategy", "steps", "--save_steps", 2, "--max_steps", 4, "--save_total_limit", 2]
+    run_recipe("codeunlearn", *flags, *often, "--output_dir", whole)
+    run_recipe("codeunlearn", *flags, *often, "--output_dir", killed)
+    for left in ("codebook", "checkpoint-4/codebook"):
+        shutil.rmtree(killed / left)
+    (killed / "checkpoint-4" / "trainer_state.json").unlink()
+    run_recipe("codeunlearn", *flags, *often, "--output_dir", killed, "--resume_from_checkpoint", "true")
+    one, other = (CodebookModel.load(out / "codebook").bottleneck.state_dict() for out in (whole, killed))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

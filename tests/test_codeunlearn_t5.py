@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from codebooks import bottleneck_weights, tiny_codebook, tiny_t5
-from recipe import refused, run_recipe, save_tiny_model, write_rows
+from recipe import kept_by_overwrite, refused, run_recipe, save_tiny_model, write_rows
 from runs import assert_equal
 from tiny import tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -372,6 +372,10 @@ def finished(short, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
     run_recipe("codeunlearn_t5", *short, "--output_dir", out)
     return out
+
+
+def test_overwrite_replaces_all_of_a_run(finished, tmp_path):
+    assert kept_by_overwrite(finished, tmp_path / "copy") == []
 
 
 def test_a_run_leaves_a_codebook_and_all_scores(finished):

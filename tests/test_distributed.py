@@ -1,14 +1,12 @@
 """Two processes train what one trains."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from codebooks import tiny_codebook, trained_like
+from recipe import run_on_two_processes
 from runs import assert_close, assert_equal
 from safetensors.torch import load_file
 from scripts import sharded_codebooks
@@ -19,18 +17,9 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """All runs on two processes, in one launch: starting up takes longer than training."""
+    """All runs on two processes, in one launch: starting up takes longer than training. As a user starts them."""
     out = tmp_path_factory.mktemp("two_processes")
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-    }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(HERE / "scripts" / "sharded_training.py"), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_on_two_processes(HERE / "scripts" / "sharded_training.py", out, torchrun=True)
     return out
 
 

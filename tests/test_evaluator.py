@@ -1,15 +1,13 @@
 """From sets to a report: which passes run, on which rows, and what is said of what could not be measured."""
 
 import json
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from recipe import run_on_two_processes
 from sharded_evaluation import BUDGET, SEED, passes, report
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 from tiny_suite import SIZES, full_rows, tiny_sets
@@ -309,17 +307,7 @@ def test_unknown_names_are_explained(tokenizer, sets):
 
 
 def test_two_processes_report_what_one_does(tmp_path):
-    here = Path(__file__).parent
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
-    }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(here / "sharded_evaluation.py"), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_on_two_processes(Path(__file__).parent / "sharded_evaluation.py", tmp_path)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
 
     assert [rank["num_processes"] for rank in ranks] == [2, 2]

@@ -1,15 +1,12 @@
 """Weights of forget rows by count, and buckets that leave the loss at a common target."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from recipe import refused, run_recipe, save_tiny_model, write_rows
+from recipe import refused, run_on_two_processes, run_recipe, save_tiny_model, write_rows
 from runs import assert_close, assert_equal, losses, make_trainer, trained_weights
 from safetensors.torch import load_file
 from scipy.optimize import brentq
@@ -356,16 +353,7 @@ def test_a_run_that_had_ended_stays_ended(tmp_path):
 def two_processes(tmp_path_factory):
     """All runs on two processes, in one launch: starting up takes longer than training."""
     out = tmp_path_factory.mktemp("two_processes")
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-    }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(HERE / "scripts" / "sharded_frequency.py"), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_on_two_processes(HERE / "scripts" / "sharded_frequency.py", out)
     return out
 
 

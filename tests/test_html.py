@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from pages import ATTACK, Page, assert_alone
+from pages import ATTACK, Page, assert_alone, assert_drawn_inside, assert_nothing_of_others_runs, drawings
 from sample_report import sample_report, without_reference
 from scipy.stats import ks_2samp
 
@@ -13,10 +13,6 @@ from llm_unlearn.evaluation import html, plots
 from llm_unlearn.evaluation.plots import STYLES, Point, Series
 from llm_unlearn.evaluation.report import EvalReport
 from llm_unlearn.evaluation.svg import Scale, number
-
-
-def drawings(text):
-    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.S)]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +69,7 @@ def test_what_data_and_models_say_is_text(report):
     hostile = replace(report, items=items, provenance={**report.provenance, "model": ATTACK, ATTACK: {ATTACK: ATTACK}})
     text = html.page(hostile)
     page = Page(text)
-    assert sum(tag == "script" for tag, _ in page.tags) == 1
-    assert not [tag for tag, _ in page.tags if tag == "img"]
-    assert "alert(1)" not in text.split("<script>")[-1]
+    assert_nothing_of_others_runs(text, page)
     assert page.text().count(ATTACK) >= 3 * len(items)
     assert drawings(text)
 
@@ -189,11 +183,7 @@ def test_the_plane_has_a_point_per_model_and_the_retain_model_as_a_star():
 
 
 def test_plots_stay_inside_their_frames_and_tell_what_they_show(text):
-    for drawing in drawings(text):
-        width, height = map(float, drawing.get("viewBox").split()[2:])
-        assert drawing.get("role") == "img" and drawing.get("aria-label")
-        for mark in drawing.iter("circle"):
-            assert 0 <= float(mark.get("cx")) <= width and 0 <= float(mark.get("cy")) <= height
+    assert_drawn_inside(text)
 
 
 def test_plots_without_data_are_errors_with_a_sentence():

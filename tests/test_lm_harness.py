@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recipe import ENVIRONMENT, save_tiny_model
+from recipe import run_on_two_processes, save_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm_unlearn.adapters import attach_adapter, lora_config, merge_adapter, save_adapter
@@ -158,13 +158,7 @@ def test_the_base_of_stacked_adapters_keeps_the_first(adapter, compared, tmp_pat
 
 
 def test_two_processes_share_the_documents(adapter, compared, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT]
-    flags = ["--model", adapter, "--output_dir", tmp_path / "out", *OWN_TASK]
-    environment = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*map(str, [*command, *flags])], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_on_two_processes(SCRIPT, "--model", adapter, "--output_dir", tmp_path / "out", *OWN_TASK)
     assert done.stdout.count("General ability") == 1
     # The first process's progress: half of 60 documents with 4 choices.
     assert "120/120" in done.stderr and "240/240" not in done.stderr

@@ -1,13 +1,11 @@
 """The retain rows beside the forget rows: what is recorded of them, and that all processes have the same."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from recipe import run_on_two_processes
 from scripts.sharded_partners import N_FORGET, N_POOL, cases, find, write_pools
 from tiny import tiny_rows, tiny_tokenizer
 
@@ -90,16 +88,7 @@ def two_processes(tmp_path_factory):
     """What each of two processes found, in one launch: starting up takes longer than all searches."""
     out = tmp_path_factory.mktemp("two_processes")
     write_pools(out / "data")
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-    }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(HERE / "scripts" / "sharded_partners.py"), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_on_two_processes(HERE / "scripts" / "sharded_partners.py", out)
     ranks = [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert [rank["processes"] for rank in ranks] == [2, 2]
     return out / "data", ranks

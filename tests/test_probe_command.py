@@ -387,11 +387,14 @@ def test_the_difficulty_is_forecast_from_counts_and_confidence(command, place, f
 def test_an_index_is_built_and_counted_in(command, place, tmp_path, capsys):
     pytest.importorskip("infini_gram")
     index, facts = tmp_path / "index", ["--facts", place / "facts.jsonl"]
-    assert command("index", "build", place / "texts.jsonl", "-o", index, "--tokenizer", place / "model") == 0
+    build = ["index", "build", place / "texts.jsonl", "-o", index, "--tokenizer", place / "model", "--gap"]
+    assert command(*build, 20) == 0
     assert "tokens in 35 documents" in capsys.readouterr().out
+    assert json.loads((index / "index.json").read_text())["gap"] == 20
     counted = ["--counts", f"index:{index}", "--tokenizer", place / "model", "-o", tmp_path / "counts.jsonl"]
     assert command("probe", "count", *facts, *counted) == 0
-    assert read_counts(tmp_path / "counts.jsonl").source == "index"
+    found = read_counts(tmp_path / "counts.jsonl")
+    assert found.source == "index" and all(count.approx for count in found.counts.values()), "20 < 100, the window"
 
 
 # Mistakes

@@ -1,6 +1,8 @@
 import io
 import json
 import runpy
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,9 +118,9 @@ def test_the_preset_of_deletion_parses_and_the_command_line_goes_over_it(monkeyp
     from common import parse_plainly
 
     arguments = runpy.run_path(str(recipes_dir() / "codeunlearn_forget.py"))["ForgetArguments"]
-    monkeypatch.setattr("sys.argv", ["codeunlearn_forget.py", "--config", DELETION.stem, "--mode", "gated"])
+    monkeypatch.setattr("sys.argv", ["codeunlearn_forget.py", "--config", DELETION.stem, "--mode", "refill"])
     args = parse_plainly("codeunlearn_forget", arguments)
-    assert (args.control, args.selection, args.strength, args.mode) == ("siblings", "corrected", "0", "gated")
+    assert (args.control, args.selection, args.strength, args.mode) == ("siblings", "paper", "2", "refill")
 
 
 def test_a_preset_means_what_the_flags_mean(tmp_path):
@@ -262,6 +264,14 @@ def test_overwrite_replaces_a_run_but_not_before_the_new_one_can_start(flags, tm
     run_recipe("simnpo", *flags, "--overwrite")
     assert json.loads((tmp_path / "out" / "adapter" / "unlearning_config.json").read_text())["method"] == "simnpo"
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["npo", "finetune"])
+def test_overwrite_does_not_remove_the_model_that_a_run_starts_from(name, model, data, tmp_path):
+    own = Path(shutil.copytree(model, tmp_path / "out" / "model"))
+    message = refused(name, "--model", own, "--dataset", data, "--output_dir", tmp_path / "out", "--overwrite")
+    assert message.startswith(f"`--overwrite` would remove {own}, the model itself")
+    assert load_model(own)
 
 
 # Fine-tuning.

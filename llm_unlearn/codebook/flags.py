@@ -1,15 +1,41 @@
-"""Flags of a deletion, the same for the recipe and for the commands: how codes are chosen, and how strongly they go."""
+"""Flags that recipes and commands share: of a bottleneck, of how codes are chosen, and of how strongly they go."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from llm_unlearn.codebook.config import CodebookConfig
     from llm_unlearn.codebook.selection import SelectionRule
     from llm_unlearn.codebook.unlearner import CodeUnlearner, DeletionPlan
     from llm_unlearn.requests import KnowledgeRequest
+
+
+@dataclass
+class CodebookFlags:
+    """The bottleneck that is put into a model."""
+
+    layer: int | None = field(
+        default=None, metadata={"help": "Layer of the bottleneck, from 0. Unset: 0.4 of the depth."}
+    )
+    site: Literal["block", "post_attn"] = field(
+        default="block", metadata={"help": "Replace a layer's output, or its input plus attention (the paper's)."}
+    )
+    num_codes: int = field(default=10_000, metadata={"help": "Codes K."})
+    code_dim: int | None = field(default=None, metadata={"help": "Length of a code. Unset: the model's width."})
+    top_s: int = field(default=8, metadata={"help": "Codes per token, S."})
+    combine: Literal["sum", "mean"] = field(default="sum", metadata={"help": "Sum or mean of the S codes."})
+    norm: Literal["rms", "layer", "none"] = field(default="rms", metadata={"help": "Norm of the encoder's input."})
+    unit_z: bool = field(default=True, metadata={"help": "Bring the encoder's output to root mean square 1."})
+
+    def codebook_config(self, seed: int) -> CodebookConfig:
+        """The config that these flags describe, and whichever others have the name of one of its fields."""
+        from llm_unlearn.codebook.config import CodebookConfig
+
+        names = {f.name for f in fields(CodebookConfig)} & {f.name for f in fields(self)}
+        return CodebookConfig(**{name: getattr(self, name) for name in names} | {"seed": seed})
 
 
 @dataclass

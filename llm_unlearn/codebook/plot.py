@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from llm_unlearn.codebook.curve import CurvePoint
 from llm_unlearn.evaluation.plots import RUN_STYLES
-from llm_unlearn.evaluation.svg import LEFT, RIGHT, Scale, Style, axes, coloured, legend, marker, number, picture
+from llm_unlearn.evaluation.svg import BELOW, LEFT, RIGHT, Scale, Style, axes, coloured, legend, marker, number, picture
 
-_PANEL, _BETWEEN, _BELOW = 190, 34, 46
+_PANEL, _BETWEEN = 190, 34
 _RANDOM = Style("--quiet", "#5a6474", "circle", "5 4")
 
 Value = Callable[[CurvePoint], float]
@@ -57,7 +57,7 @@ def trade_off(curve: Sequence[CurvePoint]) -> str:
         least, most = number(min(values[1:])), number(max(values[1:]))
         told.append(f"{label}: {number(values[0])} with none deleted, then {least} to {most}")
         top += _PANEL + _BETWEEN
-    return picture(top - _BETWEEN + _BELOW, body, f"Codes deleted and their effect. {'; '.join(told)}")
+    return picture(top - _BETWEEN + BELOW, body, f"Codes deleted and their effect. {'; '.join(told)}")
 
 
 def _line(start: CurvePoint, points: Sequence[CurvePoint], x: Scale, y: Scale, value: Value, style: Style) -> str:

@@ -106,7 +106,7 @@ def parameters_below(model: nn.Module, config: CodebookConfig) -> list[nn.Parame
         modules.append(layer)
     else:
         modules.append(_attention_of(layer, bare(model)))
-        modules += [getattr(layer, name) for names in _ATTENTION for name in names[:2] if hasattr(layer, name)]
+        modules += [getattr(layer, name) for name in _names_in(layer)[:2]]
     # A module may be there twice: Gemma's attention ends in a norm.
     return list({id(parameter): parameter for module in modules for parameter in module.parameters()}.values())
 
@@ -262,14 +262,20 @@ def _attention_of(layer: nn.Module, inner: PreTrainedModel) -> nn.Module:
     """What to hook for `post_attn`: a module whose output the layer adds to its own input, and nothing else."""
     if inner.config.is_encoder_decoder:
         return layer.layer[0]
-    parallel = getattr(inner.config, "use_parallel_residual", False)
-    # Attention and feed-forward each have a norm before them in every family whose residuals come one after another.
-    for attention, *norms in _ATTENTION:
-        if not parallel and all(hasattr(layer, name) for name in (attention, *norms)):
-            # Gemma 2 and 3 norm what attention says before it is added.
-            normed = hasattr(layer, "pre_feedforward_layernorm")
-            return layer.post_attention_layernorm if normed else getattr(layer, attention)
-    raise ValueError(
-        f"The layers of {type(inner).__name__} do not add attention before the feed-forward reads it, so there is no "
-        "site 'post_attn': use the site 'block'."
-    )
+    names = _names_in(layer)
+    if not names or getattr(inner.config, "use_parallel_residual", False):
+        raise ValueError(
+            f"The layers of {type(inner).__name__} do not add attention before the feed-forward reads it, so there is "
+            "no site 'post_attn': use the site 'block'."
+        )
+    # Gemma 2 and 3 norm what attention says before it is added.
+    normed = hasattr(layer, "pre_feedforward_layernorm")
+    return layer.post_attention_layernorm if normed else getattr(layer, names[0])
+
+
+def _names_in(layer: nn.Module) -> tuple[str, ...]:
+    """Which names of `_ATTENTION` a layer has; none where attention and feed-forward do not have a norm each.
+
+    They have in every family whose residuals come one after another.
+    """
+    return next((names for names in _ATTENTION if all(hasattr(layer, name) for name in names)), ())

@@ -29,10 +29,12 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from llm_unlearn.adapters import TRAINED_ADAPTER, attach_adapter, pin_4bit_weights
 from llm_unlearn.codebook.bottleneck import Observation
+from llm_unlearn.codebook.initialise import initialise_from
 from llm_unlearn.codebook.model import ADAPTER_FOLDER, BASE_FOLDER, WEIGHTS_NAME, CodebookModel
 from llm_unlearn.codebook.seq2seq import kind_of
 from llm_unlearn.codebook.site import parameters_below
 from llm_unlearn.codebook.usage import CodeUsage
+from llm_unlearn.files import remove_if_cut
 from llm_unlearn.finetune import FinetuneConfig
 from llm_unlearn.forward import AnswerScores
 from llm_unlearn.models import require_fp32
@@ -201,6 +203,11 @@ class CodeUnlearnTrainer(Trainer):
         self.add_callback(self.usage)
         self._parts: list[dict[str, Tensor]] = []
 
+    def make_first_weights(self) -> float:
+        """Set the bottleneck from the texts to train on, as `args` say; returns the share of variance that is lost."""
+        args = self.args
+        return initialise_from(self.codebook, self.train_dataset, args.init_tokens, args.seed, args.init_whiten)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -267,6 +274,10 @@ class CodeUnlearnTrainer(Trainer):
         super().log(logs, start_time)
 
     # Checkpoints.
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with remove_if_cut(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # In a folder of its own: other processes write their part of a checkpoint meanwhile, and a whole folder is

@@ -6,8 +6,10 @@ this package's code and the versions and device it runs on. Whatever of these ch
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 from torch import nn
@@ -19,6 +21,8 @@ from llm_unlearn.evaluation.report import EvalReport, versions
 from llm_unlearn.files import write_text
 
 logger = logging.get_logger(__name__)
+
+Made = TypeVar("Made")
 
 _CODE = Path(__file__).parents[1]
 
@@ -37,43 +41,71 @@ def evaluate_once(
         judge: see `Evaluator.evaluate`.
         folder: where reports are kept; None to keep and reuse none.
     """
-    if folder is None:
-        return evaluator.evaluate(model, judge)
-    file = folder / f"{_key(evaluator, model, identity, judge)}.json"
-    state = process_state()
-    kept = [_read(file) if state.is_main_process else None]
-    if state.num_processes > 1:
-        broadcast_object_list(kept)
-    if kept[0] is not None:
-        report = EvalReport.from_json(kept[0])
+    # Of rows whose unknown words have the same ids, a report still shows the words.
+    rows = [(eval_set.rows, eval_set.clusters) for eval_set in evaluator.sets]
+    report, reused = make_once(
+        lambda: evaluator.evaluate(model, judge),
+        model,
+        [identity, evaluator.settings, rows, judge and judge.name],
+        folder,
+        dump=EvalReport.to_json,
+        load=EvalReport.from_json,
+    )
+    if reused:
         return EvalReport(report.metrics, items=report.items, provenance={**report.provenance, "reused": True})
-    report = evaluator.evaluate(model, judge)
-    if state.is_main_process:
-        try:
-            write_text(file, report.to_json())
-        except OSError as error:
-            # What was asked for is the report, which took its time to make.
-            logger.warning("The report is not kept for reuse: %s", error)
     return report
 
 
-def _key(evaluator: Evaluator, model: nn.Module, identity: str, judge: Judge | None) -> str:
-    # Of rows whose unknown words have the same ids, a report still shows the words.
-    rows = [(eval_set.rows, eval_set.clusters) for eval_set in evaluator.sets]
+def make_once(
+    make: Callable[[], Made],
+    model: nn.Module,
+    decided_by: Sequence[Any],
+    folder: Path | None,
+    *,
+    dump: Callable[[Made], str],
+    load: Callable[[str], Made],
+) -> tuple[Made, bool]:
+    """What is measured of a model, and whether it was kept: from the cache where it is, else made and put there.
+
+    Call it on every process; each gets the whole.
+
+    Args:
+        make: measures, on every process.
+        model: the model.
+        decided_by: what decides the outcome, beside this package's code, the versions and the device.
+        folder: where such things are kept; None to keep and reuse none.
+        dump: to text.
+        load: from text, with an error where it is damaged.
+    """
+    if folder is None:
+        return make(), False
     # The one setting of generation that is heeded, besides those of the model.
     ends = extract_model_from_parallel(model).generation_config.eos_token_id
-    parts = [identity, ends, evaluator.settings, rows, judge and judge.name, code_digest(), versions(), describe(model)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    parts = [ends, *decided_by, code_digest(), versions(), describe(model)]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    file = folder / f"{key}.json"
+    state = process_state()
+    kept = [_read(file, load) if state.is_main_process else None]
+    if state.num_processes > 1:
+        broadcast_object_list(kept)
+    if kept[0] is not None:
+        return kept[0], True
+    made = make()
+    if state.is_main_process:
+        try:
+            write_text(file, dump(made))
+        except OSError as error:
+            # What was asked for took its time to make.
+            logger.warning("What was measured is not kept for reuse: %s", error)
+    return made, False
 
 
-def _read(file: Path) -> str | None:
-    """A kept report, unless the file is damaged."""
+def _read(file: Path, load: Callable[[str], Made]) -> Made | None:
+    """What is kept, unless the file is damaged."""
     try:
-        text = file.read_text(encoding="utf-8")
-        EvalReport.from_json(text)
+        return load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return text
 
 
 @cache

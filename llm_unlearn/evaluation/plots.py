@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm_unlearn.evaluation.svg import (
+    BELOW,
     LEFT,
     LETTER,
+    PANEL,
     RIGHT,
     WIDTH,
     Scale,
@@ -50,9 +52,6 @@ RUN_STYLES = tuple(
     )
 )
 """The runs of a comparison, in turn."""
-
-_PANEL = 290  # height of a plotting area
-_BELOW = 46  # what the labels of an axis need
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def truth_ratio_cdfs(series: Sequence[Series], gap: bool = False) -> str:
     room = max(0.04 * (high - low), 0.05)
     keys, top = legend([(one.label, one.style) for one in series], lines=True)
     x = Scale(low - room, high + room, LEFT, RIGHT, log=True)
-    y = Scale(0, 1, top + _PANEL, top)
+    y = Scale(0, 1, top + PANEL, top)
     body = [keys, axes(x, y, "truth ratio R of an item (log scale)", "share of items with R or less")]
     for one, sample in zip(series, samples, strict=True):
         steps = "".join(f"H{x(value):.1f}V{y((i + 1) / len(sample)):.1f}" for i, value in enumerate(sample))
@@ -112,7 +111,7 @@ def truth_ratio_cdfs(series: Sequence[Series], gap: bool = False) -> str:
         widest = number(round(abs(first - last), 12))
         body.append(_gap(x(at), y(first), y(last), f"D = {widest}"))
         told += f"; largest gap D = {widest} at R = {number(at)}"
-    return picture(top + _PANEL + _BELOW, body, told)
+    return picture(top + PANEL + BELOW, body, told)
 
 
 def ks_gap(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
@@ -171,7 +170,7 @@ def before_after(points: Sequence[tuple[float, float, str]], quantity: str, reta
     if not points:
         raise ValueError("There is no item to draw: give at least one with a value before and after.")
     top = 12
-    x, y = Scale(0, 1, LEFT, RIGHT), Scale(0, 1, top + _PANEL + 20, top)
+    x, y = Scale(0, 1, LEFT, RIGHT), Scale(0, 1, top + PANEL + 20, top)
     body = [axes(x, y, f"{quantity} before unlearning", f"{quantity} after unlearning")]
     body.append(line("rule", x(0), y(0), x(1), y(1)))
     for before, after, title in points:
@@ -183,7 +182,7 @@ def before_after(points: Sequence[tuple[float, float, str]], quantity: str, reta
         label = text(x.start + 6, label_y, f"retain model, mean {number(retain_mean)}", "halo own")
         body.append(coloured(STYLES["reference"], line("line", x.start, level, x.end, level, "2 3"), label))
     fell = sum(after < before for before, after, _ in points)
-    return picture(y.start + _BELOW, body, f"{quantity} per item: {fell} of {len(points)} items fell")
+    return picture(y.start + BELOW, body, f"{quantity} per item: {fell} of {len(points)} items fell")
 
 
 def quality_utility_plane(points: Sequence[Point], retain_utility: float | None = None) -> str:
@@ -205,7 +204,7 @@ def quality_utility_plane(points: Sequence[Point], retain_utility: float | None 
     lowest = min(-3.0, *(point.log10_p for point in points))
     top = 12
     x = Scale(max(0.0, middle - half), min(1.0, middle + half), LEFT, RIGHT)
-    y = Scale(1.08 * lowest, -0.12 * lowest, top + _PANEL, top)
+    y = Scale(1.08 * lowest, -0.12 * lowest, top + PANEL, top)
     level = math.log10(0.05)
     marks = [(x(point.utility), y(point.log10_p)) for point in points]
     body = [axes(x, y, "model utility", "forget quality, log10 p", keep=lambda tick: tick <= 0)]
@@ -229,7 +228,7 @@ def quality_utility_plane(points: Sequence[Point], retain_utility: float | None 
         taken.append(own_box)
         mark = marker(point.style.marker, px, py, 6, title)
         body.append(coloured(point.style, mark, text(label_x, label_y, label, "halo own")))
-    return picture(y.start + _BELOW, body, f"Forget quality against model utility. {'; '.join(told)}")
+    return picture(y.start + BELOW, body, f"Forget quality against model utility. {'; '.join(told)}")
 
 
 def track(

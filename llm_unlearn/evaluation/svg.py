@@ -21,6 +21,12 @@ LETTER = 7.4
 LEFT, RIGHT = 56, WIDTH - 14
 """Ends of the plotting area."""
 
+PANEL = 290
+"""Height of a plotting area."""
+
+BELOW = 46
+"""What the labels of an axis need below it."""
+
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a rectangle."""
 
@@ -127,13 +133,22 @@ def axes(x: Scale, y: Scale, x_label: str, y_label: str, keep: Callable[[float],
     for tick in x.ticks():
         parts.append(line("grid", x(tick), y.start, x(tick), y.end))
         parts.append(text(x(tick), y.start + 17, tick_label(tick), "tick", "middle"))
-    for tick in filter(keep, y.ticks()):
-        parts.append(line("grid", x.start, y(tick), x.end, y(tick)))
-        parts.append(text(x.start - 7, y(tick) + 4, tick_label(tick), "tick", "end"))
+    parts.append(levels(y, y_label, x.start, x.end, keep))
     parts.append(f'<path class="axis" d="M{x.start} {y.end}V{y.start}H{x.end}"/>')
     parts.append(text((x.start + x.end) / 2, y.start + 38, x_label, anchor="middle"))
+    return "".join(parts)
+
+
+def levels(
+    y: Scale, label: str, left: float = LEFT, right: float = RIGHT, keep: Callable[[float], bool] = lambda tick: True
+) -> str:
+    """The grid of the upright axis with ticks and label, without a line for the axis; `keep` as in `axes`."""
+    parts = []
+    for tick in filter(keep, y.ticks()):
+        parts.append(line("grid", left, y(tick), right, y(tick)))
+        parts.append(text(left - 7, y(tick) + 4, tick_label(tick), "tick", "end"))
     upright = f"translate(14 {(y.start + y.end) / 2}) rotate(-90)"
-    parts.append(f'<text transform="{upright}" text-anchor="middle">{escape(y_label)}</text>')
+    parts.append(f'<text transform="{upright}" text-anchor="middle">{escape(label)}</text>')
     return "".join(parts)
 
 

@@ -198,10 +198,13 @@ def build(
     separator: _Separator = None,
     processes: _Processes = 1,
     memory: Annotated[int, typer.Option(help="GiB of memory for sorting.")] = 4,
+    gap: Annotated[
+        int, typer.Option(help="Separators between documents: windows up to this many tokens are counted exactly.")
+    ] = 100,
 ) -> None:
     """Build an infini-gram index, for --counts index:FOLDER; Linux only, about 7 bytes of disk per token."""
     from llm_unlearn.probes.counts.documents import TextFormat
     from llm_unlearn.probes.counts.index_build import build_index
 
-    record = build_index(corpus, output, tokenizer, TextFormat(text_field, separator), processes, memory)
+    record = build_index(corpus, output, tokenizer, TextFormat(text_field, separator), processes, memory, gap)
     typer.echo(f"Wrote {output}: {record['tokens']:,} tokens in {record['documents']:,} documents")

@@ -9,10 +9,13 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 from llm_unlearn.evaluation.plots import RUN_STYLES
 from llm_unlearn.evaluation.svg import (
+    BELOW,
     LEFT,
+    PANEL,
     RIGHT,
     Scale,
     Style,
@@ -20,16 +23,15 @@ from llm_unlearn.evaluation.svg import (
     coloured,
     cut,
     legend,
+    levels,
     line,
     marker,
     number,
     picture,
     text,
-    tick_label,
 )
 from llm_unlearn.probes.records import OUTCOMES, BucketRow, Estimate, FactRow
 
-_PANEL, _BELOW = 290, 46
 _LOWEST_F = -1.0
 # Further up than twice the old probability, and further down than a millionth of it, nobody needs to tell apart.
 _LEAST_LEFT, _MOST_LEFT = 1e-6, 10.0
@@ -96,7 +98,7 @@ def count_against_forgetting(rows: Sequence[FactRow], outcome: str, slope: Estim
     room = 0.04 * max(math.log10(1 + high) - math.log10(1 + low), 0.5)
     x = CountScale((1 + low) * 10**-room - 1, (1 + high) * 10**room - 1, LEFT, RIGHT)
     values = [max(row.forgetting(outcome), _LOWEST_F) for row in drawn]
-    y = Scale(min(-0.05, 1.05 * min(values)), 1.05, top + _PANEL, top)
+    y = Scale(min(-0.05, 1.05 * min(values)), 1.05, top + PANEL, top)
     body = [keys, axes(x, y, cut(label, 52), f"forgetting F, {OUTCOMES[outcome]}")]
     body.append(line("rule", LEFT, y(0), RIGHT, y(0)))
     for row, value in zip(drawn, values, strict=True):
@@ -107,7 +109,7 @@ def count_against_forgetting(rows: Sequence[FactRow], outcome: str, slope: Estim
     if slope.value is not None:
         body.append(_fitted(drawn, outcome, slope.value, x, y))
         told += f"; change of F per tenfold count {number(slope.value)}"
-    return picture(y.start + _BELOW, body, told)
+    return picture(y.start + BELOW, body, told)
 
 
 def forgetting_by_bucket(buckets: Sequence[BucketRow]) -> str:
@@ -123,11 +125,8 @@ def forgetting_by_bucket(buckets: Sequence[BucketRow]) -> str:
     keys, top = legend([(OUTCOMES[outcome], style) for outcome, style in styles.items()])
     ends = [end for bucket in shown for one in bucket.forgetting.values() for end in (one.ci95 or (one.value or 0.0,))]
     lowest = max(_LOWEST_F, min([0.0, *ends]))
-    y = Scale(1.05 * lowest, 1.05, top + _PANEL - 40, top)
-    body = [keys]
-    for tick in y.ticks():
-        body.append(line("grid", LEFT, y(tick), RIGHT, y(tick)))
-        body.append(text(LEFT - 7, y(tick) + 4, tick_label(tick), "tick", "end"))
+    y = Scale(1.05 * lowest, 1.05, top + PANEL - 40, top)
+    body = [keys, levels(y, "mean forgetting F")]
     share = (RIGHT - LEFT) / len(shown)
     width = min(46.0, 0.32 * share)
     for place, bucket in enumerate(shown):
@@ -141,8 +140,6 @@ def forgetting_by_bucket(buckets: Sequence[BucketRow]) -> str:
         body.append(text(middle, y.start + 17, cut(bucket.name, int(share / 7.4)), "strong", "middle"))
         body.append(text(middle, y.start + 34, f"n = {bucket.n_known}", "tick", "middle"))
     body.append(line("axis", LEFT, y(0), RIGHT, y(0)))
-    upright = f"translate(14 {(y.start + y.end) / 2:.1f}) rotate(-90)"
-    body.append(f'<text transform="{upright}" text-anchor="middle">mean forgetting F</text>')
     told = "; ".join(
         f"{bucket.name}: {', '.join(f'{OUTCOMES[name]} {_known(one)}' for name, one in bucket.forgetting.items())}"
         for bucket in shown
@@ -173,7 +170,7 @@ def probability_against_generation(rows: Sequence[FactRow], gone_p1: float, gone
     left = [max(row.after.p1 / row.before.p1, _LEAST_LEFT) for row in drawn]
     lowest = min(math.log10(min(left)), math.log10(gone_p1) - 1)
     x = Scale(lowest - 0.15, math.log10(_MOST_LEFT), LEFT, RIGHT, log=True)
-    y = Scale(-0.05, 1.05, top + _PANEL, top)
+    y = Scale(-0.05, 1.05, top + PANEL, top)
     body = [keys, axes(x, y, "P1 after / P1 before (log scale)", "generation score after")]
     body.append(line("rule", x(gone_p1), y.start, x(gone_p1), y.end))
     body.append(line("rule", LEFT, y(gone_recall), RIGHT, y(gone_recall)))
@@ -183,7 +180,7 @@ def probability_against_generation(rows: Sequence[FactRow], gone_p1: float, gone
         mark = marker(styles[case].marker, x(share), y(row.after.generation) + shift, 4, title)
         body.append(coloured(styles[case], mark, kind="faint"))
     told = ", ".join(f"{name} {cases.count(case)}" for case, name in CASES.items())
-    return picture(y.start + _BELOW, body, f"Probability against generated answers, {len(drawn)} known facts: {told}")
+    return picture(y.start + BELOW, body, f"Probability against generated answers, {len(drawn)} known facts: {told}")
 
 
 def bucket_styles(names: Sequence[str | None]) -> dict[str, Style]:
@@ -212,7 +209,7 @@ def _bar(left: float, width: float, one: Estimate, y: Scale, title: str) -> str:
     top, bottom = sorted((y(one.value), y(0)))
     bar = (
         f'<rect class="mark" x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{bottom - top:.1f}">'
-        f"<title>{title_text(title)}</title></rect>"
+        f"<title>{escape(title)}</title></rect>"
     )
     if one.ci95 is None:
         return bar
@@ -220,13 +217,6 @@ def _bar(left: float, width: float, one: Estimate, y: Scale, title: str) -> str:
     low, high = (y(end) for end in one.ci95)
     ends = "".join(line("gap", middle - 5, end, middle + 5, end) for end in (low, high))
     return bar + line("gap", middle, low, middle, high) + ends
-
-
-def title_text(title: str) -> str:
-    """A title as it may stand inside a drawing: escaped."""
-    from html import escape
-
-    return escape(title)
 
 
 def _jitter(name: str) -> float:

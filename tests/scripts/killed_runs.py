@@ -1,5 +1,6 @@
 """Starts each run of `RUNS` in a process of its own that kills itself in the middle. For `test_resume`."""
 
+import gc
 import os
 import signal
 import sys
@@ -51,6 +52,7 @@ def make_run(name, folder, callbacks=()):
 
 
 if __name__ == "__main__":
+    gc.freeze()  # each `Trainer.train` collects garbage, and need not look for it among all modules
     for name, (*_, step, _options) in RUNS.items():
         # Forked before anything was computed: importing torch and transformers anew each time would take minutes.
         child = os.fork()
