@@ -100,7 +100,7 @@ def train(data_args: CodebookArguments, args: Any, model_args: ModelArguments) -
     model = model_args.load(source, args.device)
     set_seed(args.seed)
     before = evaluate_once(evaluator, model.to(args.device), identity(model), None, cache) if evaluator else None
-    codebook = get_codebook_model(model, config)
+    codebook = get_codebook_model(model, config, whitened=args.init_whiten)
     codebook.config.base = {"source": absolute(source)}
     trainer = CodeUnlearnTrainer(
         codebook,
@@ -127,7 +127,7 @@ def train(data_args: CodebookArguments, args: Any, model_args: ModelArguments) -
     after = evaluator.evaluate(trainer.model, None) if evaluator else None
     report = EvalReport.compare(after, before, reference, {"max_rows": data_args.max_rows or None}) if after else None
     if main_process:
-        codebook.save_pretrained(out / "codebook", codebook_card(codebook, report))
+        codebook.save_pretrained(out / "codebook", codebook_card(codebook, report and report.metrics_markdown()))
         if report:
             report.save(out)
             console.print(report.table())

@@ -118,7 +118,7 @@ def forget(args: ForgetArguments) -> None:
     report = EvalReport.compare(after, before, reference, told) if after else None
     if state.is_main_process:
         run.remove_earlier(out)
-        codebook.save_pretrained(out / "codebook", codebook_card(codebook, report))
+        codebook.save_pretrained(out / "codebook", codebook_card(codebook, report and report.metrics_markdown()))
         write_text(out / "curve.svg", svg_file(trade_off(plan.curve)))
         if report:
             report.save(out)

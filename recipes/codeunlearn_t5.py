@@ -121,6 +121,7 @@ def reproduce(data_args: TranslationArguments, args: Any, model_args: T5Argument
     from trl import get_peft_config
 
     import llm_unlearn.run as run
+    from llm_unlearn.codebook.card import codebook_card
     from llm_unlearn.codebook.model import get_codebook_model
     from llm_unlearn.codebook.parallel import load_pairs, with_prefix
     from llm_unlearn.codebook.topics import draw, topic_sets
@@ -169,7 +170,7 @@ def reproduce(data_args: TranslationArguments, args: Any, model_args: T5Argument
     set_seed(args.seed)
     measured_on = {CONTROL: sets.control} | {word: topic.target for word, topic in sets.topics.items()}
     zero_shot = {name: judge(model, some, f"{name}, zero-shot") for name, some in measured_on.items()}
-    codebook = get_codebook_model(model, config)
+    codebook = get_codebook_model(model, config, whitened=args.init_whiten)
     codebook.config.base = {"source": absolute(source)}
     trainer = CodeUnlearnTrainer(
         codebook,
@@ -189,9 +190,10 @@ def reproduce(data_args: TranslationArguments, args: Any, model_args: T5Argument
             run.remove_earlier(out)
     trainer.train(resume_from_checkpoint=checkpoint)
     end = trainer.evaluate()
-    console.print(f"Loss on held-out pairs {end['eval_loss']:.4f}; perplexity {end['eval_perplexity']:.2f}.")
+    held_out = f"Loss on held-out pairs {end['eval_loss']:.4f}; perplexity {end['eval_perplexity']:.2f}."
+    console.print(held_out)
     if main_process:
-        codebook.save_pretrained(out / "codebook")
+        codebook.save_pretrained(out / "codebook", codebook_card(codebook, held_out))
         console.print(f"Wrote {out / 'codebook'}")
     model = codebook.base_model
     trained = {name: judge(model, some, f"{name}, codebook") for name, some in measured_on.items()}

@@ -8,7 +8,9 @@ from codebooks import SITES, bottleneck_weights, make_codebook_trainer, tiny_bot
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 from llm_unlearn.codebook import initialise as first_weights
+from llm_unlearn.codebook.config import CodebookConfig
 from llm_unlearn.codebook.initialise import initialise, initialise_from, whitening
+from llm_unlearn.codebook.model import get_codebook_model
 from llm_unlearn.codebook.reading import read_codes
 from llm_unlearn.codebook.site import parameters_below
 from llm_unlearn.data.tokenization import ExampleTokenizer
@@ -30,6 +32,12 @@ def test_whitening_undoes_what_varies_within_a_token():
     moved = x + torch.tensor([[0.0, 9.0], [0.0, 9.0], [4.0, 0.0], [4.0, 0.0]])
     assert torch.allclose(whitening(moved[order], torch.tensor([7, 7, 3, 3])[order]), expected, atol=1e-6)
     assert torch.equal(whitening(x, torch.arange(4)), torch.eye(2)), "no two are of one token"
+
+
+def test_whitened_codes_are_twice_as_long_as_the_model_is_wide():
+    for asked, whitened, length in ((None, True, 64), (None, False, 32), (40, True, 40)):
+        codebook = get_codebook_model(tiny_model(), CodebookConfig(num_codes=20, code_dim=asked), whitened=whitened)
+        assert codebook.bottleneck.codebook.weight.shape == (20, length)
 
 
 def test_codes_tell_tokens_apart_where_their_surroundings_are_louder(monkeypatch):

@@ -400,6 +400,8 @@ def test_a_run_leaves_a_codebook_and_all_scores(finished):
                 assert cell["ni"] == pytest.approx(ni) and cell["drop"] == pytest.approx(100 * ni - 100)
     for weak, strong, random in (deletions[:3], deletions[3:]):
         assert weak["n_codes"] <= strong["n_codes"] == random["n_codes"], "a union grows"
+    card = (finished / "codebook" / "README.md").read_text()
+    assert 'codebook = load_pair_codebook("FOLDER")' in card and "Loss on held-out pairs" in card
     page = (finished / "drop.md").read_text()
     assert "| captain | BLEU | target |" in page and "| love | 12 | random |" in page
     lines = [json.loads(line) for line in (finished / "translations.jsonl").read_text().splitlines()]

@@ -1,16 +1,23 @@
 """The README of a codebook folder: what it is, what it does to the model, what it cannot do."""
 
 from llm_unlearn.codebook.model import CodebookModel
-from llm_unlearn.evaluation.report import EvalReport
+from llm_unlearn.codebook.site import bare
 from llm_unlearn.paths import public_name
 
+_LOAD = """from llm_unlearn import load_model
 
-def codebook_card(codebook: CodebookModel, report: EvalReport | None) -> str:
+model = load_model("FOLDER")  # the model with the bottleneck and its requests in force"""
+_LOAD_PAIRS = """from llm_unlearn.codebook.seq2seq import load_pair_codebook
+
+codebook = load_pair_codebook("FOLDER")  # the model with the bottleneck and its requests in force"""
+
+
+def codebook_card(codebook: CodebookModel, measured: str | None) -> str:
     """The card as Markdown with the hub's YAML header; of requests only how many there are, never a text.
 
     Args:
         codebook: the model.
-        report: the run's evaluation; None where it was not run, which the card then says.
+        measured: the run's evaluation, as Markdown; None where it was not run, which the card then says.
     """
     config = codebook.config
     base = (config.base or {}).get("source") or "a model without a name"
@@ -25,10 +32,10 @@ def codebook_card(codebook: CodebookModel, report: EvalReport | None) -> str:
         "- codebook",
         "---",
     ]
-    active = codebook.registry.active
-    deleted = sum(len(record.codes) for record in active)
-    requests = f"{len(active)} requests in force, which delete {deleted} codes" if active else "no request in force"
-    evaluation = report.metrics_markdown() if report else "Evaluation: not measured (`--eval none`)."
+    in_force = codebook.registry.in_force
+    deleted = sum(len(record.codes) for record in in_force)
+    requests = f"{len(in_force)} requests in force, which delete {deleted} codes" if in_force else "no request in force"
+    of_pairs = bare(codebook.base_model).config.is_encoder_decoder
     return f"""{chr(10).join(header)}
 
 # Codebook bottleneck (CodeUnlearn, arXiv 2410.10866, reconstructed)
@@ -36,9 +43,7 @@ def codebook_card(codebook: CodebookModel, report: EvalReport | None) -> str:
 {config.num_codes} codes in layer {config.layer} (`{config.site}`) of `{source}`, {config.top_s} per token; {requests}.
 
 ```python
-from llm_unlearn import load_model
-
-model = load_model("FOLDER")  # the model with the bottleneck and its requests in force
+{_LOAD_PAIRS if of_pairs else _LOAD}
 ```
 
 ## What this cannot do
@@ -49,5 +54,5 @@ model = load_model("FOLDER")  # the model with the bottleneck and its requests i
 
 ## What was measured
 
-{evaluation}
+{measured or "Evaluation: not measured (`--eval none`)."}
 """

@@ -24,7 +24,9 @@ class CodebookFlags:
         default="block", metadata={"help": "Replace a layer's output, or its input plus attention (the paper's)."}
     )
     num_codes: int = field(default=10_000, metadata={"help": "Codes K."})
-    code_dim: int | None = field(default=None, metadata={"help": "Length of a code. Unset: the model's width."})
+    code_dim: int | None = field(
+        default=None, metadata={"help": "Length of a code. Unset: the model's width; with --init_whiten twice that."}
+    )
     top_s: int = field(default=8, metadata={"help": "Codes per token, S."})
     combine: Literal["sum", "mean"] = field(default="sum", metadata={"help": "Sum or mean of the S codes."})
     norm: Literal["rms", "layer", "none"] = field(default="rms", metadata={"help": "Norm of the encoder's input."})

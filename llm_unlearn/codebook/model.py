@@ -26,17 +26,23 @@ ADAPTER_FOLDER, BASE_FOLDER = "lora", "base"
 _MASKS = ("refilled", "ablated", "gate_triggers", "gated", "gate_thresholds")
 
 
-def get_codebook_model(model: PreTrainedModel | PeftModel, config: CodebookConfig) -> "CodebookModel":
+def get_codebook_model(
+    model: PreTrainedModel | PeftModel, config: CodebookConfig, *, whitened: bool = False
+) -> "CodebookModel":
     """Put a bottleneck with random weights into `model`; `initialise` gives it better ones.
 
     Args:
         model: a causal LM or T5, plain, quantised, or with adapters. It is changed in place: until `detach`, every call
             of it goes through the bottleneck.
         config: `layer` and `d_model` are filled in.
+        whitened: whether first weights will be made with `init_whiten`, which needs each direction and its opposite:
+            an unset `code_dim` then becomes 2 d.
 
     Raises:
         ValueError: the model has a bottleneck already, no such layer, or the site does not exist in it.
     """
+    if whitened and config.code_dim is None:
+        config.code_dim = 2 * resolve(config, model).d_model
     return CodebookModel(model, config)
 
 
