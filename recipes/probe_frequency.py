@@ -52,7 +52,7 @@ class ProbeArguments(ProbeFlags):
     )
     utility_level: float | None = field(
         default=None,
-        metadata={"help": "Share of retained P1 to match at. Unset: the lowest that every run came down to."},
+        metadata={"help": "Share of retained P1 to match at, up to 1. Unset: the highest that all runs came down to."},
     )
     utility_tolerance: float = field(
         default=0.02, metadata={"help": "How far from that level a matched checkpoint may be."}
@@ -89,6 +89,7 @@ def probe(args: ProbeArguments) -> None:
     from llm_unlearn.paths import cache_dir
     from llm_unlearn.probes import tables
     from llm_unlearn.probes.frequency import FrequencyProbe
+    from llm_unlearn.probes.matched import check_level
     from llm_unlearn.probes.report import FILES, save_report
     from llm_unlearn.probes.runs import Runs
 
@@ -99,10 +100,11 @@ def probe(args: ProbeArguments) -> None:
     if (out / FILES[0]).exists() and not args.overwrite:
         raise ValueError(f"{out} already holds a probe: choose another `--output_dir`, or replace it: `--overwrite`.")
     settings = args.settings()
+    check_level(args.match_utility, args.utility_level, args.utility_tolerance)
     runs = Runs.of(args.model, args.adapter, args.base, args.match_utility)
     facts = args.read_facts()
     # A corpus is counted once, not by every process.
-    counts = on_main_process(lambda: args.read_counts([fact for fact in facts if fact.role == "forget"]))
+    counts = on_main_process(lambda: args.read_counts_to_forget(facts))
     tokenize = ExampleTokenizer(load_tokenizer(runs.base), args.system_prompt, args.max_length)
     prober = FrequencyProbe(facts, counts, tokenize, settings)
     runs.check(prober)

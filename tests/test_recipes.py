@@ -120,7 +120,7 @@ def test_the_preset_of_deletion_parses_and_the_command_line_goes_over_it(monkeyp
     arguments = runpy.run_path(str(recipes_dir() / "codeunlearn_forget.py"))["ForgetArguments"]
     monkeypatch.setattr("sys.argv", ["codeunlearn_forget.py", "--config", DELETION.stem, "--mode", "refill"])
     args = parse_plainly("codeunlearn_forget", arguments)
-    assert (args.control, args.selection, args.strength, args.mode) == ("siblings", "paper", "2", "refill")
+    assert (args.control, args.selection, args.strength, args.mode) == ("siblings", "paper", "auto", "refill")
 
 
 def test_a_preset_means_what_the_flags_mean(tmp_path):
