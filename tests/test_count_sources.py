@@ -139,6 +139,19 @@ def test_a_table_with_a_hole_is_refused(text, message, tmp_path):
         load(tmp_path / "c.csv", text)
 
 
+def test_numbers_whose_logarithms_are_all_but_the_same_are_refused(tmp_path):
+    # log10(1 + n) of 1e-7 to 1e-5, two powers of ten, spans 4e-6.
+    small = "id,share\na,1e-7\nb,1e-5\nc,0\n"
+    said = r"Of 2 counts above 0 \(proxy: share\), 2 are below 1 \(from 1e-07 to 1e-05\).* counts per million"
+    with pytest.raises(ValueError, match=said):
+        load(tmp_path / "p.csv", small, "proxy")
+    with pytest.raises(ValueError, match=r"Of 2 counts above 0 \(counts of c.csv\)"):
+        load(tmp_path / "c.csv", small.replace("share", "count"), "counts")
+    # Half of them, and no count above 0.
+    assert load(tmp_path / "h.csv", "id,share\na,0.5\nb,5\nc,0\n", "proxy")["a"].n_so == 0.5
+    assert load(tmp_path / "n.csv", "id,share\na,0\nb,0\nc,0\n", "proxy").share_zero == 1
+
+
 def test_a_proxy_is_called_one(tmp_path):
     text = "id,views,links\na,1000,1\nb,20.5,2\nc,0,3\n"
     counts = load(tmp_path / "p.csv", text, "proxy", "#views")
@@ -298,7 +311,13 @@ def test_what_an_index_counts_otherwise(tmp_path):
     exact = count_index(tmp_path / "i", facts, TOKENIZER, case_sensitive=True)
     assert exact["f"].n_s == 2
     # Beyond the gap between documents the engine drops mentions.
+    with pytest.raises(ValueError, match=r"at most 100 \(`--window 100`\), or .* `llm-unlearn index build --gap 101`"):
+        count_index(tmp_path / "i", facts, TOKENIZER, max_diff_tokens=101)
+    # One from elsewhere does not say how far apart its documents are.
+    record = json.loads((tmp_path / "i" / "index.json").read_text())
+    (tmp_path / "i" / "index.json").write_text(json.dumps({"tokenizer_sha256": record["tokenizer_sha256"]}))
     assert count_index(tmp_path / "i", facts, TOKENIZER, max_diff_tokens=101).share_approx == 1
+    assert not count_index(tmp_path / "i", facts, TOKENIZER, max_diff_tokens=1)["n"].approx
 
 
 def test_an_index_of_another_tokenizer_or_with_a_missing_file_is_refused(built, tmp_path):
@@ -310,15 +329,15 @@ def test_an_index_of_another_tokenizer_or_with_a_missing_file_is_refused(built, 
     content = json.loads((TOKENIZER / "tokenizer.json").read_text(encoding="utf-8"))
     # Written in another way, it is the same tokenizer.
     (other / "tokenizer.json").write_text(json.dumps(content, indent=4))
-    assert count_index(folder / "index", facts, other)["a"].n_so > 0
+    assert count_index(folder / "index", facts, other, 20)["a"].n_so > 0
     content["model"]["merges"] = content["model"]["merges"][:-1]
     (other / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"was built with the tokenizer 'target' \(\w{12}\), not with 'other'"):
-        count_index(folder / "index", facts, other)
+        count_index(folder / "index", facts, other, 20)
     with pytest.raises(FileNotFoundError, match=r"There is no .*tokenizer.json: give a folder .*--tokenizer"):
-        count_index(folder / "index", facts, tmp_path)
+        count_index(folder / "index", facts, tmp_path, 20)
     with pytest.raises(FileNotFoundError, match="There is no index .*llm-unlearn index build"):
-        count_index(tmp_path / "none", facts, TOKENIZER)
+        count_index(tmp_path / "none", facts, TOKENIZER, 20)
     with pytest.raises(ValueError, match="no window of a document"):
         load_counts(f"index:{folder / 'index'}", facts, window="document", tokenizer=TOKENIZER)
     with pytest.raises(ValueError, match="`max_diff_tokens` is 0"):
@@ -329,14 +348,14 @@ def test_an_index_of_another_tokenizer_or_with_a_missing_file_is_refused(built, 
     with pytest.raises(
         ValueError, match=r"does not say with which tokenizer .* write \{\"tokenizer_sha256\": \"\w{64}\"\}"
     ):
-        count_index(broken, facts, TOKENIZER)
+        count_index(broken, facts, TOKENIZER, 20)
     with (broken / "table.0").open("ab") as table:
         table.write(b"x")
     with pytest.raises(ValueError, match=r"no whole index \(the files of shard 0 do not go together\)"):
-        count_index(broken, facts, TOKENIZER)
+        count_index(broken, facts, TOKENIZER, 20)
     (broken / "table.0").unlink()
     with pytest.raises(ValueError, match=r"no whole index \(table.0 is missing\)"):
-        count_index(broken, facts, TOKENIZER)
+        count_index(broken, facts, TOKENIZER, 20)
 
 
 def test_an_index_is_built_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from llm_unlearn.paths import data_dir
-from llm_unlearn.probes.answers import contains, normalised
+from llm_unlearn.probes.answers import contains, normalised, recall_of
 from llm_unlearn.probes.buckets import make_buckets
 from llm_unlearn.probes.cautions import cautions_about_facts
 from llm_unlearn.probes.counts import load_counts, read_counts
@@ -40,6 +40,22 @@ def test_there_are_as_many_facts_as_the_page_says():
     assert {name: len(of_role(name, "forget")) for name in FILES} == {"capitals": 119, "books": 90}
     assert len(of_role("capitals", "neighbour")) == 30
     assert of_role("capitals", "retain") == of_role("books", "retain") and len(of_role("books", "retain")) == 50
+
+
+@pytest.mark.parametrize(("name", "half"), [("capitals", 2), ("books", 21)])
+def test_half_of_a_name_is_said_by_as_many_other_names_as_the_page_says(name, half):
+    """Facts of which another fact's object, which is no name of theirs, has at least half of a name."""
+    facts = of_role(name, "forget")
+    others = {other.object: other.object_names for other in FILES[name] if other.relation == facts[0].relation}
+    assert half == sum(
+        any(
+            recall_of(fact.object_names, said, fact.question) >= 0.5
+            for object_, names in others.items()
+            if object_ not in fact.object_names
+            for said in names
+        )
+        for fact in facts
+    )
 
 
 def test_every_fact_is_asked_for_as_it_should_be():

@@ -25,10 +25,10 @@ from llm_unlearn.evaluation.outputs.scoring import Branches, score
 from llm_unlearn.models import load_model, load_tokenizer
 from llm_unlearn.paths import data_dir
 from llm_unlearn.probes import passes as passes_module
-from llm_unlearn.probes.answers import names_it, recall_of
+from llm_unlearn.probes.answers import answer_recall, names_it, recall_of
 from llm_unlearn.probes.disagreement import rate_over_sizes, verdict_on_statements
 from llm_unlearn.probes.frequency import FrequencyProbe
-from llm_unlearn.probes.matched import Checkpoint, match_utility, retained
+from llm_unlearn.probes.matched import Checkpoint, check_level, match_utility, retained
 from llm_unlearn.probes.measurement import FactMeasurement, Said
 from llm_unlearn.probes.questions import options_of, questions_of
 from llm_unlearn.probes.records import ProbeResult
@@ -233,8 +233,10 @@ def test_the_whole_answer_may_be_what_is_recalled():
     assert any(0 < said.recall < 1 for one in measurements for said in one.said[:1])
     for fact, one in zip(probe.facts, measurements, strict=True):
         for said, asked in zip(one.said, questions_of(fact), strict=True):
-            whole = asked.kind in ("direct", "paraphrase")
-            assert said.recall == recall_of((fact.answer,) if whole else asked.names, said.text, asked.text)
+            if asked.kind in ("direct", "paraphrase"):
+                assert said.recall == answer_recall([fact.answer], said.text, asked.text)
+            else:
+                assert said.recall == recall_of(asked.names, said.text, asked.text)
 
 
 def test_leaks_are_the_samples_that_name_the_object(run):
@@ -753,6 +755,24 @@ def test_checkpoints_are_chosen_at_a_common_utility():
         match_utility({"fast": fast, "slow": []})
     with pytest.raises(ValueError, match="no runs"):
         match_utility({})
+    # A run alone has no name.
+    with pytest.raises(ValueError, match="utility 0.600: the run has 0.500 at 3 as"):
+        match_utility({"": fast}, level=0.6)
+    with pytest.raises(ValueError, match="The run has no checkpoint"):
+        match_utility({"": []})
+
+
+def test_what_is_matched_at_is_checked_before_anything_is_measured():
+    for match, level, tolerance in [(False, None, 0.02), (True, 1, 0), (True, 0.5, 1), (True, None, 0.02)]:
+        check_level(match, level, tolerance)
+    for tolerance in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="`--utility_tolerance` is"):
+            check_level(False, None, tolerance)
+    for level in (0, -0.1, 1.01, 3, float("nan")):
+        with pytest.raises(ValueError, match="`--utility_level` is .*: give a share"):
+            check_level(True, level, 0.02)
+    with pytest.raises(ValueError, match="nothing is matched at it: add `--match_utility`"):
+        check_level(False, 0.5, 0.02)
 
 
 def test_what_is_retained_is_a_share_of_the_base():

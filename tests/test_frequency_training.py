@@ -91,6 +91,16 @@ def test_counts_come_from_a_column_a_record_or_a_table(tmp_path):
     assert counts_of_rows(str(table), rows) == [7, 7, 7]
 
 
+def test_rows_that_no_record_has_are_told(tmp_path, caplog):
+    rows = tiny_rows(3)
+    Exposures.of_run(rows_per_fact(rows[:2]), 1).write(tmp_path)
+    assert counts_of_rows(str(tmp_path), rows[:2]) == [1, 1] and not caplog.records
+    assert counts_of_rows(str(tmp_path), rows) == [1, 1, 0]
+    (record,) = caplog.records
+    assert "1 of the 3 forget rows are not in the record" in record.getMessage()
+    assert "the first is row 2." in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [

@@ -5,7 +5,7 @@ import re
 import pytest
 from tiny_probe import probe_tokenizer, tiny_facts
 
-from llm_unlearn.probes.answers import contains, is_given, judge, names_it, normalised, recall_of
+from llm_unlearn.probes.answers import answer_recall, contains, is_given, judge, names_it, normalised, recall_of
 from llm_unlearn.probes.facts import Fact
 from llm_unlearn.probes.passes import true_or_false
 from llm_unlearn.probes.questions import options_of, questions_of, wrong_objects
@@ -67,22 +67,66 @@ def test_names_that_stand_in_the_question_do_not_count():
 
 def test_a_model_that_repeats_the_question_recalls_nothing():
     for text in ("The capital of France is", "What is the capital of France? What is the capital"):
-        assert recall_of(["The capital of France is Paris"], text, ASKED) == 0
+        assert answer_recall(["The capital of France is Paris"], text, ASKED) == 0
         assert not names_it(["Paris"], text, ASKED)
-    assert recall_of(["The capital of France is Paris"], "The capital of France is London", ASKED) == 0
-    assert recall_of(["The capital of France is Paris"], "Paris", ASKED) == 1
+    assert answer_recall(["The capital of France is Paris"], "The capital of France is London", ASKED) == 0
+    assert answer_recall(["The capital of France is Paris"], "Paris", ASKED) == 1
 
 
 def test_recall_is_the_share_of_new_words_in_order():
     # Left of the answer: "on 12 May 1950", of the text "in May 1950": 2 of 4.
     asked = "When was Ada born?"
-    assert recall_of(["Ada was born on 12 May 1950"], "Ada was born in May 1950", asked) == 0.5
+    assert answer_recall(["Ada was born on 12 May 1950"], "Ada was born in May 1950", asked) == 0.5
     # "1950 May": one of them in order.
     assert recall_of(["May 1950"], "1950, in May", asked) == 0.5
     # The best of several names, and stems: "poets" for "poet".
     assert recall_of(["nurse", "poet"], "They were poets", "What were they?") == 1
     # A name made of the question's words is compared as it is.
     assert recall_of(["Ada"], "Ada", asked) == 1
+
+
+CHAD = "What is the capital of Chad?"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "recall"),
+    [
+        # No letter of another name is a word of its own, and no accent makes another name.
+        ("N'Djamena", "The capital of Chad is Asunción.", 0),
+        ("Malé", "Mal", 0),
+        ("Bogotá", "Bogo t", 0),
+        ("Brasília", "It is Brasilia.", 1),
+        ("Brasilia", "It is Brasília.", 1),
+        ("Łódź", "in Lodz", 1),
+        ("Lodz", "in Ło\u0301dz\u0301", 1),
+        ("Tromsø", "TROMSO", 1),
+        ("São Tomé", "São Paulo", 0.5),
+        # Other scripts; a name without spaces is there as a whole or not.
+        ("Москва", "Столица - Москва.", 1),
+        ("Новый Уренгой", "Новый Орлеан", 0.5),
+        ("दिल्ली", "राजधानी दिल्ली है", 1),
+        ("กรุงเทพ", "เมืองหลวงคือกรุงเทพฯ", 1),
+        ("東京", "首都は東京です", 1),
+        ("東京", "首都は京都です", 0),
+        ("か", "が", 0),
+    ],
+)
+def test_recall_knows_the_letters_of_all_scripts_and_no_accents(name, text, recall):
+    assert recall_of([name], text, CHAD) == recall
+    assert names_it([name], text, CHAD) == (recall == 1)
+
+
+def test_a_name_half_of_which_the_question_has_is_recalled_whole_or_not_at_all():
+    asked = "What is the capital of Guatemala?"
+    assert recall_of(["Guatemala City"], "The capital city is Managua.", asked) == 0
+    assert recall_of(["Guatemala City"], "The capital is Guatemala City.", asked) == 1
+    # Of these names more is left: all that the model had to know, and half of it.
+    assert recall_of(["Guatemala City", "La Nueva Guatemala"], "It is La Nueva.", asked) == 1
+    assert recall_of(["Port of Spain"], "It is Port Louis", asked) == 0.5
+    # A name in the question does not count beside another, as in `names_it`.
+    asked = "Where was the author of Paris Nights born?"
+    text = "The author of Paris Nights was born there."
+    assert recall_of(["Paris", "Lutetia"], text, asked) == 0 and recall_of(["Paris"], text, asked) == 1
 
 
 def test_a_text_that_says_a_name_is_right_however_long_the_true_answer_is():
@@ -94,7 +138,7 @@ def test_a_text_that_says_a_name_is_right_however_long_the_true_answer_is():
 
 
 def test_normalised_texts():
-    assert normalised("  The  “Café”—No. 5 & Co.  ") == "the café no 5 & co"
+    assert normalised("  The  “Café”—No. 5 & Co.  ") == "the cafe no 5 & co"
     assert normalised("U.S.A.") == "usa"
 
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from llm_unlearn.paths import recipes_dir
 from llm_unlearn.probes import commands
 from llm_unlearn.probes.counts import read_counts
 from llm_unlearn.probes.facts import Fact, write_facts
-from llm_unlearn.probes.flags import ProbeFlags
+from llm_unlearn.probes.flags import FactFlags, ProbeFlags
 from llm_unlearn.probes.frequency import FrequencyProbe
 from llm_unlearn.probes.report import load_result, save_report
 from llm_unlearn.probes.runs import Runs
@@ -160,9 +161,35 @@ def test_splits_are_data_sets_of_the_buckets(command, place, flags, tmp_path, ca
     # Edges, and an older data set is replaced.
     assert command("probe", "split", out, *flags, "--buckets", "2,9") == 0
     assert sorted(path.stem for path in out.iterdir())[:3] == ["2_to_9", "9_and_more", "below_2"]
+    # The form that the flag of `probe frequency` has; what is no edge is refused.
+    before = {path.name: path.read_text() for path in out.iterdir()}
+    assert command("probe", "split", out, *flags, "--buckets", "2", "9") == 0
+    assert {path.name: path.read_text() for path in out.iterdir()} == before
+    assert "`--buckets` is '2 x': give quantiles" in command("probe", "split", out, *flags, "--buckets", "2", "x")
+    assert "The bucket edges are (9.0, 2.0)" in command("probe", "split", out, *flags, "--buckets", "9,2")
     (out / "notes.txt").write_text("mine")
     assert "holds other things than a data set" in command("probe", "split", out, *flags)
     assert (out / "notes.txt").exists()
+
+
+def test_the_longest_name_wins_wherever_facts_are_counted(command, tmp_path):
+    """Of "Papua New Guinea" no part is Guinea, though the fact about it is not to be forgotten: 1 of 2 documents."""
+    same = {"question": "q", "answer": "a", "subject_aliases": (), "object_aliases": (), "relation": "capital"}
+    facts = [
+        Fact("g", "Guinea", "Conakry", **same),
+        Fact("x", "Ghana", "Accra", **same),
+        Fact("p", "Papua New Guinea", "Port Moresby", **same, role="retain"),
+    ]
+    write_facts(tmp_path / "facts.jsonl", facts)
+    (tmp_path / "a.txt").write_text("Papua New Guinea is not Conakry.\n\nGuinea has Conakry.\n")
+    flags = ["--facts", tmp_path / "facts.jsonl", "--counts", f"corpus:{tmp_path / 'a.txt'}"]
+    assert command("probe", "count", *flags, "-o", tmp_path / "counts.jsonl") == 0
+    assert read_counts(tmp_path / "counts.jsonl")["g"].n_so == 1
+    read = FactFlags(facts=str(flags[1]), counts=flags[3]).read_counts_to_forget(facts)
+    assert {name: count.n_so for name, count in read.counts.items()} == {"g": 1, "x": 0}
+    assert command("probe", "split", tmp_path / "rows", *flags, "--buckets", "decades") == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows" / "forget.jsonl").read_text().splitlines()]
+    assert [row["count"] for row in rows] == [0, 1], "by bucket"
 
 
 # Probing
@@ -351,6 +378,8 @@ def test_results_of_several_seeds_are_averaged(command, tmp_path, capsys):
     printed = capsys.readouterr().out
     rho = sample_result().associations["p1"].spearman.value
     assert "Averages over 3 seeds" in printed and f"{rho:.3f} [{rho:.3f}, {rho:.3f}]" in printed
+    same = command("probe", "average", tmp_path / "0", tmp_path / "1", tmp_path / "1" / ".." / "0")
+    assert "is named more than once: name the folder of each seed once" in same
     save_report(sample_result(40), tmp_path / "other")
     assert "give results of the same facts" in command("probe", "average", tmp_path / "0", tmp_path / "other")
     assert "give the folder of a probe" in command("probe", "average", tmp_path)
@@ -392,9 +421,11 @@ def test_an_index_is_built_and_counted_in(command, place, tmp_path, capsys):
     assert "tokens in 35 documents" in capsys.readouterr().out
     assert json.loads((index / "index.json").read_text())["gap"] == 20
     counted = ["--counts", f"index:{index}", "--tokenizer", place / "model", "-o", tmp_path / "counts.jsonl"]
-    assert command("probe", "count", *facts, *counted) == 0
+    assert command("probe", "count", *facts, *counted, "--window", 20) == 0
     found = read_counts(tmp_path / "counts.jsonl")
-    assert found.source == "index" and all(count.approx for count in found.counts.values()), "20 < 100, the window"
+    assert found.source == "index" and found.provenance["max_diff_tokens"] == 20
+    said = command("probe", "count", *facts, *counted)
+    assert "The window is 100 tokens" in said and "`--window 20`" in said and "index build --gap 100`" in said
 
 
 # Mistakes
@@ -440,6 +471,12 @@ def test_facts_that_cannot_be_used_are_refused_before_a_model_loads(place, flags
         (["--adapter", "./nowhere"], "./nowhere is no model folder"),
         (["--base", "{model}"], "`--adapter` goes on one base, and there are 1 models and a `--base`"),
         (["--match_utility", "--adapter", "{model}"], "has no checkpoint-* folders"),
+        (["--adapter", "{model}"], "has no adapter_config.json, so it is no adapter"),
+        (["--adapter", "nope"], "nope has no adapter_config.json, so it is no adapter"),
+        (["--adapter", "low={low}", "high=a/b/nope"], "a/b/nope has no adapter_config.json"),
+        (["--utility_tolerance", "-1"], "`--utility_tolerance` is -1: give a number from 0 up"),
+        (["--utility_level", "0.5"], "nothing is matched at it: add `--match_utility`"),
+        (["--match_utility", "--utility_level", "3"], "`--utility_level` is 3: give a share above 0 and at most 1"),
         (["--countz", "x"], "There is no flag '--countz'. Did you mean '--counts'?"),
     ],
 )
@@ -505,6 +542,7 @@ def test_the_flags_are_the_settings():
     }
     assert ProbeFlags().settings() == ProbeSettings()
     assert ProbeFlags(buckets=["10", "100"], seed=3).settings() == ProbeSettings(buckets=(10.0, 100.0), seed=3)
+    assert ProbeFlags(buckets=["10,100"]).bucket_rule == ProbeFlags(buckets=["10, 100"]).bucket_rule == (10.0, 100.0)
     assert ProbeFlags(buckets=["decades"]).settings() == ProbeSettings(buckets="decades")
 
 
@@ -520,6 +558,36 @@ def test_an_adapter_that_is_taken_off_leaves_the_model_as_it_was(place):
     assert identity(plain) == before and not hasattr(plain, "peft_config")
     ids = torch.arange(5)[None]
     assert torch.equal(plain(ids).logits, tiny_model()(ids).logits)
+
+
+def test_a_name_that_no_folder_has_may_be_of_the_hub(tmp_path, place, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = str(place / "model")
+    assert Runs.of([model], ["some/adapter"]).after == {"": "some/adapter"}
+    assert Runs.of(["gpt2"], base=model).after == {"": "gpt2"}
+    assert Runs.of(["some/model"], base=model).after == {"": "some/model"}
+    # Where the first part is a folder, it is a path.
+    (tmp_path / "some").mkdir()
+    with pytest.raises(ValueError, match="some/adapter has no adapter_config.json"):
+        Runs.of([model], ["some/adapter"])
+    with pytest.raises(ValueError, match="There is no folder some/model: give one that exists"):
+        Runs.of(["some/model"], base=model)
+
+
+def test_a_run_is_not_taken_for_that_of_another_bucket(tmp_path, place):
+    def run(name, split):
+        shutil.copytree(place / "low" / "adapter", tmp_path / name / "adapter")
+        record = {"data": {"forget": {"split": split}}}
+        (tmp_path / name / "adapter" / "unlearning_config.json").write_text(json.dumps(record))
+        return str(tmp_path / name)
+
+    probe = SimpleNamespace(buckets=[SimpleNamespace(name=name) for name in ("low", "2 to 9")])
+    model, low, other = [str(place / "model")], run("a", "low[0:2]"), run("b", "2_to_9")
+    Runs.of(model, [f"low={low}", f"2 to 9={other}"]).check(probe)
+    Runs.of(model, [f"low={run('c', 'forget10')}"]).check(probe)
+    Runs.of(model, [f"low={place / 'low'}"]).check(probe)
+    with pytest.raises(ValueError, match=r"b was trained on the split '2 to 9', and is given as .* bucket 'low'"):
+        Runs.of(model, [f"low={other}"]).check(probe)
 
 
 def test_folders_may_have_an_equals_sign(tmp_path, place):

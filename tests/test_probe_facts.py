@@ -35,6 +35,7 @@ def test_facts_are_read_and_written_as_they_are(tmp_path):
         "indirect_questions": ["Where is the Louvre?"],
         "role": "retain",
         "template": "{object} is the capital of {subject}.",
+        "cluster": "Germany",
     }
     facts = read_facts(write(tmp_path / "a.jsonl", "\ufeff" + json.dumps(ROW), "", more))
     assert facts[0] == Fact(**ROW | {"subject_aliases": ("French Republic", "France"), "object_aliases": ()})
@@ -55,6 +56,7 @@ def test_facts_are_read_and_written_as_they_are(tmp_path):
         ({"subject": " "}, "`subject` of fact 'x' is ' '"),
         ({"id": 3}, "`id` of fact 3 is 3: give a text"),
         ({"reverse_question": ""}, "`reverse_question` of fact 'x' is ''"),
+        ({"cluster": " "}, "`cluster` of fact 'x' is ' '"),
         ({"role": "keep"}, "Fact 'x': There is no role 'keep'. Known: forget, neighbour, retain."),
         ({"template": "{subject} is it."}, r"`template` of fact 'x' .* with \{subject\} and \{object\}"),
         ({"distractors": ["Rome", "PARIS"]}, "Fact 'x' has its own object 'PARIS' among its distractors"),

@@ -177,6 +177,16 @@ def test_a_finding_is_what_its_interval_says(result, interval, said):
     assert tables.finding(replace(result.associations["p1"], spearman=rho)) == said
 
 
+def test_there_is_no_tendency_against_the_permutation_p(result):
+    def said(interval, p):
+        return tables.finding(replace(result.associations["p1"], spearman=Estimate(interval[0], interval, 40, p)))
+
+    assert said((-0.45, -0.22), 0.13) == "No tendency can be told: the interval does not hold 0, but p is 0.13."
+    assert said((0.22, 0.45), 0.05).startswith("No tendency can be told")
+    assert said((-0.45, -0.22), 0.049) == "Frequent facts were forgotten less: the interval lies below 0."
+    assert said((-0.45, 0.22), 0.13) == "No tendency can be told: the interval holds 0."
+
+
 def test_an_estimate_is_told_with_all_that_belongs_to_it():
     assert tables.estimate_text(Estimate(-0.25, (-0.5, 0.0), 30, 0.0123)) == "-0.250 [-0.500, 0.000], p = 0.012"
     assert tables.estimate_text(Estimate(-0.25, None, 3)) == "-0.250"

@@ -149,15 +149,6 @@ def test_counts_of_subjects_are_dealt_to_subjects():
     assert small["subjects"] <= 6
 
 
-def test_few_subjects_with_counts_of_their_own_have_no_p():
-    subjects = [f"s{i // 10}" for i in range(120)]
-    x = np.repeat(np.arange(12.0), 10)
-    y = np.arange(120.0) % 7
-    assert Resampling(subjects).spearman(x, y).note.startswith("no p-value: 12 subjects")
-    # Counts that differ within a subject are dealt to facts.
-    assert Resampling(subjects).spearman(x + np.arange(120) % 10 / 10, y).p is not None
-
-
 def test_whole_subjects_are_resampled():
     subjects = [f"s{i // 10}" for i in range(300)]
     y = np.repeat(np.random.default_rng(0).normal(size=30), 10)

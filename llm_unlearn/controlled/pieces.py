@@ -42,7 +42,8 @@ class PieceStore:
 
     Attributes:
         folder: of one piece.
-        key: a hash of all that decides it.
+        key: a hash of the arguments that decide it. The version of the code is not in it: after a change of the code,
+            take another folder.
     """
 
     folder: Path

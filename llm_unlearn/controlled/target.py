@@ -44,6 +44,8 @@ def target_of(world: ControlledWorld, seed: int, epochs: int, progress: bool = T
 def measured_base(target: Path, probe: FrequencyProbe, folder: Path) -> list[FactMeasurement]:
     """The measurements of a target, read from `folder` if they are there, made with the same settings.
 
+    The version of the code is not compared: after a change of the probe, take another folder.
+
     Args:
         target: folder of the target.
         probe: the probe.

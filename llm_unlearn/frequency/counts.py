@@ -4,9 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from llm_unlearn.data.readers import ENDINGS, read_rows
 from llm_unlearn.data.sources import as_question_answer, quoted
 from llm_unlearn.exposures import FILE_NAME, Exposures, key_of_row
+
+logger = logging.get_logger(__name__)
 
 
 def counts_of_rows(source: str, rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -36,12 +40,18 @@ def counts_of_rows(source: str, rows: Sequence[Mapping[str, Any]]) -> list[float
 
 def _shown(record: Exposures, path: Path, rows: Sequence[Mapping[str, Any]]) -> list[float]:
     keys = [key_of_row(row) for row in rows]
-    if not any(key in record.counts for key in keys):
+    absent = [place for place, key in enumerate(keys) if key not in record.counts]
+    if len(absent) == len(keys):
         raise ValueError(
             f"None of the {len(rows)} forget rows is in the record {path}: give that of a model which was trained on "
             "them (`--freq_counts`)."
         )
-    # What is not recorded was never shown.
+    if absent:
+        logger.warning(
+            f"{len(absent)} of the {len(rows)} forget rows are not in the record {path} and count 0, as never shown; "
+            f"the first is row {absent[0]}. Where the model was trained on them, give rows with the columns and the "
+            "wording of its training rows, or other counts (`--freq_counts`)."
+        )
     return [record.counts.get(key, 0) for key in keys]
 
 

@@ -11,6 +11,7 @@ from llm_unlearn.probes.facts import Fact, listed
 from llm_unlearn.probes.questions import questions_of
 from llm_unlearn.probes.records import ProbeResult
 from llm_unlearn.probes.statements import about_shots
+from llm_unlearn.probes.statistics import FEWEST_CLUSTERS
 
 MOST_ZERO = 0.3
 """Share of zero counts above which a warning is due; by specification, as the two below."""
@@ -90,6 +91,12 @@ def cautions_about_result(result: ProbeResult, left_out: Sequence[str]) -> Itera
             f"The base model answers {len(before)} questions and gives the true answers hardly any probability (median "
             f"P1 {median(before):.1e}), because it words them otherwise. P1, P3 and P4 then say little: write `answer` "
             "as the model would, such as 'The capital of France is Paris.'."
+        )
+    known, clusters = result.known(), {row.cluster for row in result.known()}
+    if len(clusters) < min(FEWEST_CLUSTERS, len(known)):
+        yield (
+            f"The {len(known)} known facts share {len(clusters)} subjects: with fewer than {FEWEST_CLUSTERS}, facts "
+            "are drawn one by one, and intervals are too narrow where facts of a subject are forgotten together."
         )
     without = [row.id for row in result.known() if row.f_p1 is None]
     if without:

@@ -74,8 +74,10 @@ def count(
     console.print(f"Wrote {output}", soft_wrap=True, markup=False)
 
 
-@app.command()
+# Edges may be parted by spaces, as the flag of the recipe takes them; what is no edge is refused with the rule.
+@app.command(context_settings={"allow_extra_args": True})
 def split(
+    context: typer.Context,
     output: Annotated[Path, typer.Argument(help="Folder for the data set; an older one is replaced.")],
     facts: _Facts = None,
     counts: _Counts = None,
@@ -87,15 +89,16 @@ def split(
     from llm_unlearn.probes.buckets import make_buckets
     from llm_unlearn.probes.flags import FactFlags
     from llm_unlearn.probes.rows import write_splits
+    from llm_unlearn.probes.settings import ProbeSettings
 
     if output.is_dir() and any(path.suffix != ".jsonl" for path in output.iterdir()):
         raise ValueError(f"{output} holds other things than a data set, which would be removed: name another folder.")
-    flags = FactFlags(facts=facts, counts=counts, buckets=buckets.split(","))
+    flags = FactFlags(facts=facts, counts=counts, buckets=[buckets, *context.args])
+    rule = ProbeSettings(buckets=flags.bucket_rule).buckets
     known = flags.read_facts()
-    to_forget = [fact for fact in known if fact.role == "forget"]
-    found = flags.read_counts(to_forget)
-    numbers = {fact.id: found[fact.id].n_so for fact in to_forget}
-    made = make_buckets(numbers, flags.bucket_rule, equal_size=equal_size, seed=seed)
+    found = flags.read_counts_to_forget(known)
+    numbers = {fact_id: count.n_so for fact_id, count in found.counts.items()}
+    made = make_buckets(numbers, rule, equal_size=equal_size, seed=seed)
     for name, rows in write_splits(output, known, found, made).items():
         typer.echo(f"{name}: {rows} rows")
     typer.echo(f"Wrote {output}")
@@ -133,8 +136,9 @@ def forecast(
         raise ValueError(f"{json} is a folder: name a file for `--json`.")
     check_source(model)
     flags = FactFlags(facts=facts, counts=counts)
-    asked = [fact for fact in flags.read_facts() if fact.role == "forget"]
-    found = flags.read_counts(asked)
+    known = flags.read_facts()
+    asked = [fact for fact in known if fact.role == "forget"]
+    found = flags.read_counts_to_forget(known)
     before = None if earlier is None else load_result(earlier)
     forecast_difficulty(asked, found, dict.fromkeys((fact.id for fact in asked), 0.5), before, outcome)
 
@@ -160,6 +164,10 @@ def average(
     from llm_unlearn.probes.seeds import average_over_seeds
     from llm_unlearn.probes.tables import average_cells, rich_table
 
+    places = [path.resolve() for path in results]
+    twice = [path for path, place in zip(results, places, strict=True) if places.count(place) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is named more than once: name the folder of each seed once.")
     averages = average_over_seeds([load_result(path) for path in results])
     Console(highlight=False).print(rich_table(average_cells(averages), f"Averages over {len(results)} seeds"))
 
@@ -199,7 +207,7 @@ def build(
     processes: _Processes = 1,
     memory: Annotated[int, typer.Option(help="GiB of memory for sorting.")] = 4,
     gap: Annotated[
-        int, typer.Option(help="Separators between documents: windows up to this many tokens are counted exactly.")
+        int, typer.Option(help="Separators between documents: the longest window, in tokens, that can be counted.")
     ] = 100,
 ) -> None:
     """Build an infini-gram index, for --counts index:FOLDER; Linux only, about 7 bytes of disk per token."""

@@ -109,6 +109,7 @@ class Comparison:
         return FactRow(
             id=fact.id,
             subject=fact.subject,
+            cluster=fact.cluster or fact.subject,
             object=fact.object,
             relation=fact.relation,
             role=fact.role,
@@ -134,7 +135,7 @@ class Comparison:
 
     def _resampling(self, rows: Sequence[FactRow]) -> Resampling:
         return Resampling(
-            [row.subject for row in rows],
+            [row.cluster for row in rows],
             resamples=self.settings.resamples,
             permutations=self.settings.permutations,
             seed=self.settings.seed,

@@ -49,6 +49,9 @@ class Fact:
         template (`str` or `None`, *optional*, defaults to `None`):
             A statement with `{subject}` and `{object}`, such as "The capital of {subject} is {object}."; unset, one
             is built from question and answer.
+        cluster (`str` or `None`, *optional*, defaults to `None`):
+            What the fact is learned and forgotten with, and so drawn with in resamples; unset, its subject. It is for
+            subjects that go by several names.
 
     Raises:
         ValueError: a text is empty or no text, the role is unknown, the template lacks a place, a name stands for
@@ -69,11 +72,12 @@ class Fact:
     indirect_questions: tuple[str, ...] = ()
     role: Role = "forget"
     template: str | None = None
+    cluster: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("id", "subject", "object", "question", "answer", "relation"):
             self._require_text(name, getattr(self, name))
-        for name in ("reverse_question", "template"):
+        for name in ("reverse_question", "template", "cluster"):
             if getattr(self, name) is not None:
                 self._require_text(name, getattr(self, name))
         for name in _LISTS:

@@ -6,6 +6,7 @@ The settings have the names, the defaults and the meaning of `ProbeSettings`.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -76,7 +77,7 @@ class FactFlags(CountFlags):
     )
     buckets: list[str] = field(
         default_factory=lambda: ["quantiles"],
-        metadata={"help": "Buckets by count: quantiles (.33 and .67), decades, or edges such as 10 100."},
+        metadata={"help": "Buckets by count: quantiles (.33 and .67), decades, or edges such as 10,100."},
     )
     equal_size: bool = field(
         default=_DEFAULTS.equal_size, metadata={"help": "Cut buckets to the size of the smallest, at random."}
@@ -128,6 +129,25 @@ class FactFlags(CountFlags):
         bundled = data_dir() / "facts" / "counts_wikipedia_leads.jsonl"
         return load_counts(self.counts or f"counts:{bundled}", facts, progress=progress, **self.count_options())
 
+    def read_counts_to_forget(self, facts: Sequence[Fact], progress: bool = True) -> FactCounts:
+        """The counts of the facts to be forgotten.
+
+        In a text the longest name wins, over the names of all facts, so that there all facts are counted; other sources
+        know each fact alone, and need none of the others.
+
+        Args:
+            facts: all facts.
+            progress: whether a terminal shows a bar.
+
+        Raises:
+            FileNotFoundError, ValueError: see `read_counts`; or no fact is to be forgotten.
+        """
+        to_forget = [fact for fact in facts if fact.role == "forget"]
+        if not to_forget:
+            raise ValueError("There is no fact to be forgotten: give facts whose `role` is 'forget' (`--facts`).")
+        is_text = (self.counts or "").startswith("corpus:")
+        return self.read_counts(facts if is_text else to_forget, progress).select(fact.id for fact in to_forget)
+
     @property
     def bucket_rule(self) -> str | tuple[float, ...]:
         """`buckets` as `make_buckets` takes it.
@@ -135,14 +155,15 @@ class FactFlags(CountFlags):
         Raises:
             ValueError: it is neither a rule nor numbers.
         """
-        if self.buckets in (["quantiles"], ["decades"]):
-            return self.buckets[0]
+        words = [word for given in self.buckets for word in re.split(r"[,\s]+", given) if word]
+        if words in (["quantiles"], ["decades"]):
+            return words[0]
         try:
-            return tuple(float(edge) for edge in self.buckets)
+            return tuple(float(edge) for edge in words)
         except ValueError:
             given = " ".join(self.buckets)
             raise ValueError(
-                f"`--buckets` is {given!r}: give quantiles, decades, or ascending counts above 0 such as 10 100."
+                f"`--buckets` is {given!r}: give quantiles, decades, or ascending counts above 0 such as 10,100."
             ) from None
 
 

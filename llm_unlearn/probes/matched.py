@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,18 +64,42 @@ def match_utility(
     """
     empty = [run for run, checkpoints in runs.items() if not checkpoints]
     if empty or not runs:
-        raise ValueError(f"Run {empty[0]!r} has no checkpoint: give one or more." if empty else "There are no runs.")
+        run = f"Run {empty[0]!r}" if empty and empty[0] else "The run"
+        raise ValueError(f"{run} has no checkpoint: give one or more." if empty else "There are no runs.")
     if level is None:
         level = max(min(one.utility for one in checkpoints) for checkpoints in runs.values())
     chosen = {run: min(checkpoints, key=lambda one: abs(one.utility - level)) for run, checkpoints in runs.items()}
     far = {run: one for run, one in chosen.items() if abs(one.utility - level) > tolerance}
     if far:
-        shown = ", ".join(f"{run} has {one.utility:.3f} at {one.name}" for run, one in far.items())
+        # A run alone has no name.
+        shown = ", ".join(f"{run or 'the run'} has {one.utility:.3f} at {one.name}" for run, one in far.items())
         raise ValueError(
             f"No checkpoint is within {tolerance:g} of the utility {level:.3f}: {shown} as its nearest. Save "
             "checkpoints more often, or give another level or a larger tolerance."
         )
     return Match(level, chosen)
+
+
+def check_level(match: bool, level: float | None, tolerance: float) -> None:
+    """Check what utilities are to be matched at, before anything is measured.
+
+    Args:
+        match: whether they are to be matched at all.
+        level, tolerance: as in `match_utility`, of shares of what the base retains.
+
+    Raises:
+        ValueError: a value is impossible, or a level is given and nothing is to be matched.
+    """
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"`--utility_tolerance` is {tolerance:g}: give a number from 0 up.")
+    if level is None:
+        return
+    if not match:
+        raise ValueError(
+            f"`--utility_level` is {level:g}, and nothing is matched at it: add `--match_utility`, or drop the level."
+        )
+    if not 0 < level <= 1:
+        raise ValueError(f"`--utility_level` is {level:g}: give a share above 0 and at most 1, which is the base's.")
 
 
 def retained(before: Sequence[FactMeasurement], after: Sequence[FactMeasurement], facts: Sequence[Fact]) -> float:

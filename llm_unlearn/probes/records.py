@@ -23,6 +23,7 @@ class FactRow:
 
     Attributes:
         id, subject, object, relation, role, question, answer: of the fact.
+        cluster: what the fact is drawn with: its own cluster, or else its subject.
         bucket: name of its bucket; None for facts that are not to be forgotten, or were left out to make buckets
             equally large, with which no statistic is about them.
         run: name of the unlearning run whose model gave `after`; of a fact to be forgotten in the bucket-wise protocol
@@ -40,6 +41,7 @@ class FactRow:
 
     id: str
     subject: str
+    cluster: str
     object: str
     relation: str
     role: str
@@ -344,8 +346,15 @@ class ProbeResult:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ProbeResult:
         """Undo `to_dict`, also after JSON."""
+        # Rows of reports that know no clusters yet have their subjects.
         rows = [
-            FactRow(**{**row, **{when: FactMeasurement.from_dict(row[when]) for when in ("before", "after")}})
+            FactRow(
+                **{
+                    "cluster": row["subject"],
+                    **row,
+                    **{when: FactMeasurement.from_dict(row[when]) for when in ("before", "after")},
+                }
+            )
             for row in record["rows"]
         ]
         return cls(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,6 +83,7 @@ class Runs:
         for name, source in runs.after.items():
             for candidate in runs.candidates(name) if match_utility else [_result_of(source)]:
                 check_source(candidate)
+                _require_there(candidate, runs.kind)
         return runs
 
     @property
@@ -93,12 +95,19 @@ class Runs:
         """Check that the runs fit the buckets, before a model is loaded.
 
         Raises:
-            ValueError: there is no such bucket, or no fact is to be retained where utility is to be matched.
+            ValueError: there is no such bucket, a run says that it unlearned another one, or no fact is to be retained
+                where utility is to be matched.
         """
         names = [bucket.name for bucket in probe.buckets]
-        for name in self.after if self.is_bucket_wise else ():
+        for name, source in self.after.items() if self.is_bucket_wise else ():
             if name not in names:
                 raise ValueError(unknown("bucket", name, names))
+            trained_on = _split_of(source)
+            if trained_on != name and trained_on in names:
+                raise ValueError(
+                    f"{source} was trained on the split {trained_on!r}, and is given as the run of the bucket "
+                    f"{name!r}: name it after its own bucket, as in `{trained_on}={source}`."
+                )
         if self.match_utility and not any(fact.role == "retain" for fact in probe.facts):
             raise ValueError(
                 "`--match_utility` compares what runs keep of facts to be retained, and there is none: add facts whose "
@@ -270,3 +279,28 @@ def _result_of(source: str) -> str:
             if (folder / name).is_dir():
                 return str(folder / name)
     return source
+
+
+def _require_there(source: str, kind: str) -> None:
+    """Raise where a result is no adapter or no folder, which is found out last: the base is measured before it loads.
+
+    ``out/nope`` could be a hub id; where ``out`` is a folder, it is taken for a path.
+    """
+    path = Path(source)
+    is_path = path.exists() or path.parent.is_dir() and path.parent != Path() or source.count("/") > 1
+    if kind == "adapter" and not (path / "adapter_config.json").is_file() and (is_path or "/" not in source):
+        raise ValueError(
+            f"{source} has no adapter_config.json, so it is no adapter: give the folder of an adapter, or of a run "
+            "with one (`--adapter`); a model of its own goes with `--base BASE --model FOLDER`."
+        )
+    if not path.exists() and is_path:
+        raise ValueError(f"There is no folder {source}: give one that exists, or a hub id (`--model`).")
+
+
+def _split_of(source: str) -> str | None:
+    """The split that a run of the toolkit was trained on, as a bucket is called; None where it does not say."""
+    try:
+        record = json.loads((Path(_result_of(source)) / "unlearning_config.json").read_text(encoding="utf-8"))
+        return record["data"]["forget"]["split"].partition("[")[0].replace("_", " ")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 from scipy import stats
 
-from llm_unlearn.evaluation.statistics import interval, resampling_weights
+from llm_unlearn.evaluation.statistics import resampling_weights
 from llm_unlearn.probes.records import OUTCOMES, Estimate, ProbeResult
-from llm_unlearn.probes.statistics import FEWEST_CLUSTERS, Values, degenerate, spearman
+from llm_unlearn.probes.statistics import (
+    FEWEST_CLUSTERS,
+    Resampled,
+    Values,
+    Weights,
+    degenerate,
+    expanded_interval,
+    spearman,
+    tendency,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ def fisher_average(
 
     Args:
         x, y: per run, ``(n_run,)`` each.
-        units: per run what each fact is drawn with, such as its subject.
+        units: per run what each fact is drawn with, such as its cluster.
         resamples: number of resamples.
         seed: of the resamples.
 
@@ -72,16 +80,25 @@ def fisher_average(
     if reasons:
         missing = Estimate(None, n=n, note=f"{reasons[0]}, in {len(reasons)} of {n} runs")
         return missing, missing
-    z = mean_over_seeds([_z(spearman(one, other, np.ones((1, len(one)))))[0] for one, other in pairs])
+    z = mean_over_seeds([float(fisher_z(one, other, np.ones((1, len(one))))[0]) for one, other in pairs])
     over_seeds = Estimate(float(np.tanh(z.value)), z.ci95 and tuple(map(float, np.tanh(z.ci95))), n, note=z.note)
     names = list(dict.fromkeys(unit for of_run in units for unit in of_run))
     drawn = resampling_weights(len(names), resamples=resamples, seed=seed)
     place = {name: i for i, name in enumerate(names)}
     of_runs = [
-        _z(spearman(one, other, drawn[:, [place[name] for name in own]]))
+        fisher_z(one, other, drawn[:, [place[name] for name in own]])
         for (one, other), own in zip(pairs, units, strict=True)
     ]
-    return over_seeds, Estimate(over_seeds.value, interval(np.tanh(np.mean(of_runs, axis=0))), n)
+    over_facts = expanded_interval(np.tanh(np.mean(of_runs, axis=0)), len(names), len(names) - 1)
+    return over_seeds, Estimate(over_seeds.value, over_facts, n)
+
+
+def fisher_z(x: Values, y: Values, weights: Weights) -> Resampled:
+    """``atanh(rho)`` under each row of weights; 0 where x or y is constant (`statistics.tendency`).
+
+    A correlation of 1 in size, whose z is infinite, counts as 1 - 1e-9.
+    """
+    return np.arctanh(np.clip(tendency(spearman(x, y, weights)), -1 + 1e-9, 1 - 1e-9))
 
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
@@ -95,11 +112,11 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
 
 def _average(results: Sequence[ProbeResult], outcome: str) -> SeedAverage:
     of_runs = [[row for row in result.known() if row.forgetting(outcome) is not None] for result in results]
-    by_subject = all(len({row.subject for row in rows}) >= FEWEST_CLUSTERS for rows in of_runs)
+    by_cluster = all(len({row.cluster for row in rows}) >= FEWEST_CLUSTERS for rows in of_runs)
     rho, over_facts = fisher_average(
         [np.array([row.x for row in rows], dtype=float) for rows in of_runs],
         [np.array([row.forgetting(outcome) for row in rows], dtype=float) for rows in of_runs],
-        [[row.subject if by_subject else row.id for row in rows] for rows in of_runs],
+        [[row.cluster if by_cluster else row.id for row in rows] for rows in of_runs],
         resamples=results[0].settings["resamples"],
         seed=results[0].settings["seed"],
     )
@@ -117,8 +134,3 @@ def _average(results: Sequence[ProbeResult], outcome: str) -> SeedAverage:
 
 def _counts(result: ProbeResult) -> dict[str, float | None]:
     return {row.id: row.count for row in result.rows}
-
-
-def _z(rho: Float[np.ndarray, " r"]) -> Float[np.ndarray, " r"]:
-    """Fisher's ``atanh(rho)``; a correlation of 1 in size, whose z is infinite, counts as 1 - 1e-9."""
-    return np.arctanh(np.clip(rho, -1 + 1e-9, 1 - 1e-9))

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_unlearn.evaluation.statistics import interval, resampling_weights
+from llm_unlearn.evaluation.statistics import resampling_weights
 from llm_unlearn.probes.records import OUTCOMES, Estimate, FactRow, ProbeResult
-from llm_unlearn.probes.seeds import mean_over_seeds
-from llm_unlearn.probes.statistics import FEWEST_CLUSTERS, Values, degenerate, spearman
+from llm_unlearn.probes.seeds import fisher_z, mean_over_seeds
+from llm_unlearn.probes.statistics import FEWEST_CLUSTERS, Values, degenerate, expanded_interval
 from llm_unlearn.probes.tables import Cells, estimate_text
-
-# The z of a correlation of 1 is infinite.
-_NEARLY_ONE = 1 - 1e-9
 
 SHUFFLES = 40
 """Enough to tell an interval that covers 0 in 19 of 20 shuffles from one that does not in every fourth."""
@@ -140,8 +137,8 @@ def _outcome(
     of_runs = [[row for row in rows if row.forgetting(outcome) is not None] for rows in known]
     x = [np.array([row.x for row in rows], dtype=float) for rows in of_runs]
     f = [np.array([row.forgetting(outcome) for row in rows], dtype=float) for rows in of_runs]
-    # Seeds may draw a name twice, and it is another author then; the id of a fact begins with the author.
-    units = [[f"{run}/{row.id.rpartition('/')[0]}" for row in rows] for run, rows in enumerate(of_runs)]
+    # Seeds may draw a name twice, and it is another author then.
+    units = [[f"{run}/{row.cluster}" for row in rows] for run, rows in enumerate(of_runs)]
     if len({author for run in units for author in run}) < FEWEST_CLUSTERS:
         units = [[f"{run}/{row.id}" for row in rows] for run, rows in enumerate(of_runs)]
     over_seeds, over_authors = _fisher_average(x, f, units, seed, resamples)
@@ -161,21 +158,21 @@ def _fisher_average(
     """``tanh(mean(atanh(rho)))`` over seeds, with Student's interval over seeds, and with a bootstrap over units.
 
     Units are drawn within each seed (`seeds.fisher_average` draws those that all runs share): drawn from all seeds
-    together, some resamples would have none of a seed.
+    together, some resamples would have none of a seed. The seeds are the strata of `statistics.expanded_interval`.
     """
     if reason := next((reason for pair in zip(x, f, strict=True) if (reason := degenerate(*pair))), None):
         missing = Estimate(None, n=len(x), note=reason)
         return missing, missing
-    z = []
+    z, sizes = [], []
     for run, own in enumerate(units):
         place = {name: i for i, name in enumerate(dict.fromkeys(own))}
         drawn = resampling_weights(len(place), resamples=resamples, seed=seed + run)
-        rhos = spearman(x[run], f[run], drawn[:, [place[name] for name in own]])
-        z.append(np.arctanh(np.clip(rhos, -_NEARLY_ONE, _NEARLY_ONE)))
+        z.append(fisher_z(x[run], f[run], drawn[:, [place[name] for name in own]]))
+        sizes.append(len(place))
     over_seeds = mean_over_seeds([float(of_run[0]) for of_run in z])
     rho = float(np.tanh(over_seeds.value))
     between = over_seeds.ci95 and tuple(map(float, np.tanh(over_seeds.ci95)))
-    within = interval(np.tanh(np.mean(z, axis=0)))
+    within = expanded_interval(np.tanh(np.mean(z, axis=0)), min(sizes), sum(sizes) - len(sizes))
     return Estimate(rho, between, len(x), note=over_seeds.note), Estimate(rho, within, len(x))
 
 
@@ -186,8 +183,7 @@ def _shuffled(
     found = []
     for _ in range(SHUFFLES):
         dealt = [random.permutation(of_run) for of_run in x]
-        # Whether an interval covers 0 is known from fewer resamples than where it ends.
-        found.append(_fisher_average(dealt, f, units, seed, max(100, resamples // 5))[1])
+        found.append(_fisher_average(dealt, f, units, seed, resamples)[1])
     rhos = [one.value for one in found if one.value is not None]
     covering = sum(one.ci95 is not None and one.ci95[0] <= 0 <= one.ci95[1] for one in found)
     return Shuffled(sum(rhos) / len(rhos) if rhos else None, covering, SHUFFLES)

@@ -44,6 +44,9 @@ PROBES_SHOWN = {
 }
 """Means of a bucket that tables show, in their order."""
 
+LARGEST_P = 0.05
+"""From where on a permutation p speaks against a tendency."""
+
 OTHERS = {"neighbour": "neighbours", "retain": "facts to keep", "others": "other buckets"}
 """How tables call facts that a run was not to take."""
 
@@ -192,11 +195,16 @@ def estimate_text(one: Estimate) -> str:
 
 
 def finding(association: Association) -> str:
-    """What the correlation of count and forgetting says, in a sentence; the paper's claim is a rho below 0."""
+    """What the correlation of count and forgetting says, in a sentence; the paper's claim is a rho below 0.
+
+    A tendency is told where the interval excludes 0 and the permutation p, if there is one, is below .05.
+    """
     rho = association.spearman
     if rho.value is None or rho.ci95 is None:
         return "Whether frequent facts were harder to unlearn cannot be told."
     low, high = rho.ci95
+    if not low <= 0 <= high and rho.p is not None and rho.p >= LARGEST_P:
+        return f"No tendency can be told: the interval does not hold 0, but p is {rho.p:.2g}."
     if high < 0:
         return "Frequent facts were forgotten less: the interval lies below 0."
     if low > 0:

@@ -60,7 +60,8 @@ def facts_of_world(
 
     Returns:
         The facts. The id of a world's fact is `author/attribute`, that of another one its role and row number. A fact
-        that asks for the author's own name is about "the author born in ... on ...".
+        that asks for the author's own name is about "the author born in ... on ..."; its cluster is the author all the
+        same, as that of the author's other facts.
 
     Raises:
         ValueError: a row lacks its question or answer, two rows state one fact, or the place or date of birth is
@@ -94,6 +95,7 @@ def facts_of_world(
                 distractors=tuple(others[i] for i in order),
                 role=role,
                 template=TEMPLATES.get(row["attribute"]),
+                cluster=row["author"],
             )
         )
     require_unique_ids(facts, "The set of rows")

@@ -35,7 +35,8 @@ def count_index(
     - it may be the beginning of a longer word ("Niger" in "Nigeria") or of a longer name;
     - a name of the object within one of the subject, or the other way round, counts: `approx` marks such facts;
     - where a mention has a partner in its document and another, as near, in the next document, the engine drops it.
-      `build_index` keeps documents apart (`gap`); with a window that is longer, all counts are `approx`.
+      `build_index` keeps documents apart by its `gap`, the longest window that is counted. An index from elsewhere does
+      not say how far apart its documents are: its counts are `approx`, and may be too low.
 
     Args:
         folder: what `build_index` wrote. One from elsewhere needs an `index.json` with its `tokenizer_sha256`.
@@ -47,7 +48,8 @@ def count_index(
     Raises:
         ImportError: infini_gram is not installed.
         FileNotFoundError: there is no such index or tokenizer.
-        ValueError: the index is damaged or was built with another tokenizer, or the window is impossible.
+        ValueError: the index is damaged or was built with another tokenizer, or the window is impossible or
+            longer than the gap between documents.
     """
     require_package()
     if max_diff_tokens < 1:
@@ -55,6 +57,13 @@ def count_index(
     folder = Path(folder).expanduser()
     encoder = Encoder(tokenizer)
     record = _check_index(folder, encoder)
+    gap = record.get("gap")
+    if gap is not None and max_diff_tokens > gap:
+        raise ValueError(
+            f"The window is {max_diff_tokens} tokens, and the documents of {folder} lie {gap} apart: beyond that "
+            f"mentions are lost. Give a window of at most {gap} (`--window {gap}`), or build the index anew with "
+            f"`llm-unlearn index build --gap {max_diff_tokens}`."
+        )
     counts, nested = [], []
     with plain_path(folder) as plain:
         from infini_gram.engine import InfiniGramEngine
@@ -72,7 +81,7 @@ def count_index(
             inside = any(holds(one, other) or holds(other, one) for one in subject for other in object_)
             nested += [fact.id] * inside
             n_s, n_o = count(subject)["count"], count(object_)["count"]
-            approx = bool(both["approx"] or inside or max_diff_tokens > record.get("gap", 1))
+            approx = bool(both["approx"] or inside or (gap is None and max_diff_tokens > 1))
             counts.append(FactCount(fact.id, both["count"], n_s, n_o, approx=approx))
     provenance = {
         "index": public_name(str(folder)),

@@ -165,6 +165,21 @@ class FactCounts:
                 "correlated with it: give facts of different frequency, or another source with `--counts`."
             )
 
+    def require_scale(self) -> None:
+        """Raise where most counts that are not 0 are below 1: log10(1 + n) is all but the same there.
+
+        Raises:
+            ValueError: they are.
+        """
+        above = [count.n_so for count in self.counts.values() if count.n_so > 0]
+        below_one = sum(value < 1 for value in above)
+        if 2 * below_one > len(above):
+            raise ValueError(
+                f"Of {len(above)} counts above 0 ({self.label}), {below_one} are below 1 (from {min(above):g} to "
+                f"{max(above):g}), and statistics are of log10(1 + count), which hardly differs there: multiply them, "
+                "such as to counts per million."
+            )
+
     @property
     def share_zero(self) -> float:
         """Share of facts that were never met, 0 to 1."""

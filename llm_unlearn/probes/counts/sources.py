@@ -52,7 +52,8 @@ def load_counts(
     Raises:
         FileNotFoundError: the path does not exist.
         ImportError: a package for the source is not installed.
-        ValueError: there is no such source, a setting is impossible, a fact has no count, or a file is damaged.
+        ValueError: there is no such source, a setting is impossible, a fact has no count, a file is damaged, or
+            most numbers of a table are so small that log10(1 + n) is the same of all.
     """
     kind, colon, place = source.partition(":")
     if not colon or not place:
@@ -84,10 +85,14 @@ def load_counts(
     from llm_unlearn.probes.counts.table import read_count_table, read_proxy
 
     if kind == "counts":
-        return read_count_table(path, facts)
-    file, hash_, column = place.rpartition("#")
-    # The name of a file may have a "#", too.
-    return read_proxy(path, None, facts) if path.exists() or not hash_ else read_proxy(Path(file), column, facts)
+        counts = read_count_table(path, facts)
+    else:
+        file, hash_, column = place.rpartition("#")
+        # The name of a file may have a "#", too.
+        named = (path, None) if path.exists() or not hash_ else (Path(file), column)
+        counts = read_proxy(*named, facts)
+    counts.require_scale()
+    return counts
 
 
 _SOURCES = get_args(Source)
