@@ -25,7 +25,6 @@ from llm_unlearn.probes.seeds import average_over_seeds
 from llm_unlearn.probes.settings import ProbeSettings
 from llm_unlearn.probes.world import facts_of_world
 
-
 # Comparison.
 
 
