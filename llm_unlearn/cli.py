@@ -141,14 +141,14 @@ def testbed(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="The `adapter` folder of a run.")],
+    folder: Annotated[Path, typer.Argument(help="The `adapter` or `codebook` folder of a run.")],
     repo_id: Annotated[str, typer.Argument(help="Where to: USER/NAME on the hub.")],
     private: Annotated[bool, typer.Option(help="Create the repository as private.")] = False,
 ) -> None:
-    """Push an adapter folder with its model card to the Hugging Face Hub."""
-    from llm_unlearn.hub import push_adapter
+    """Push an adapter or codebook folder with its model card to the Hugging Face Hub."""
+    from llm_unlearn.hub import push_folder
 
-    typer.echo(push_adapter(folder, repo_id, private=private))
+    typer.echo(push_folder(folder, repo_id, private=private))
 
 
 @app.command()

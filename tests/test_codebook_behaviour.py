@@ -243,7 +243,7 @@ def test_longer_lists_make_refilled_codes_forget_more(codebook_of):
 def test_gates_keep_what_six_requests_at_once_would_cost(codebook_of):
     """B4, by the paper's rule. Revoked, all are as if they had never been.
 
-    Measured, target and kept: ablated .20 and .74; behind gates that the surest codes open .34 and .93.
+    Measured, target and kept: ablated .20 and .74; behind gates .34 and .94.
     """
     codebook = codebook_of(512, "full")
     before = accuracy(codebook)[1]

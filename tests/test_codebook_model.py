@@ -18,7 +18,7 @@ from codebooks import (
     used_codes,
     with_deletions,
 )
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from runs import assert_equal, probe_logits
 from safetensors.torch import load_file
 from tiny import tiny_model
@@ -215,6 +215,16 @@ def test_the_unset_layer_is_four_tenths_up():
 def test_there_is_no_merging():
     with pytest.raises(TypeError, match="cannot be merged into weights"):
         tiny_codebook().merge_and_unload()
+
+
+@pytest.mark.parametrize("name", ["merge_adapter", "unload", "save_distributed_checkpoint", "push_to_hub_merged"])
+def test_what_would_write_the_model_without_it_is_not_forwarded(name):
+    model = get_peft_model(tiny_model(), lora_config(r=4))
+    model.push_to_hub_merged = lambda *_: None  # as another library may add it
+    codebook = tiny_codebook(model)
+    with pytest.raises(AttributeError, match=f"knows nothing of the bottleneck.*`base_model.{name}`"):
+        getattr(codebook, name)
+    assert not hasattr(codebook, name) and codebook.get_nb_trainable_parameters()[0] > 0
 
 
 # Copies, and what the base writes.

@@ -18,10 +18,11 @@ from tiny import NAMES, tiny_model, tiny_rows, tiny_tokenizer
 from llm_unlearn.codebook.bottleneck import Gate
 from llm_unlearn.codebook.controls import swap_entities
 from llm_unlearn.codebook.curve import CurvePoint, choose_level, measure
+from llm_unlearn.codebook.gate import GatePlan
 from llm_unlearn.codebook.model import CodebookModel
 from llm_unlearn.codebook.reading import count_codes, read_codes
 from llm_unlearn.codebook.registry import DeletionRecord, DeletionRegistry
-from llm_unlearn.codebook.selection import PAPER, SelectionRule, judge_codes
+from llm_unlearn.codebook.selection import PAPER, SelectionRule
 from llm_unlearn.codebook.unlearner import CodeUnlearner
 from llm_unlearn.data.tokenization import ExampleTokenizer
 from llm_unlearn.evaluation.outputs.decoding import pad_left
@@ -42,11 +43,16 @@ def make_unlearner(**options):
     return CodeUnlearner(codebook, ExampleTokenizer(tiny_tokenizer()), progress=False)
 
 
+def with_gate(plan):
+    """A gate that opens early: six questions about a model that learned nothing have no code that is sure."""
+    return replace(plan, gate=GatePlan(plan.codes(0), 1.0, 1.0, 0.5))
+
+
 @pytest.fixture(scope="module")
 def shared():
     """An unlearner with a swept plan, for tests that change nothing."""
     unlearner = make_unlearner()
-    plan = unlearner.plan(FORGET, RETAIN, id="ada", rule=RULE)
+    plan = with_gate(unlearner.plan(FORGET, RETAIN, id="ada", rule=RULE))
     return unlearner, unlearner.sweep(plan, ("ablate", "refill", "gated"))
 
 
@@ -187,28 +193,14 @@ def test_levels_are_nested(shared):
         plan.codes(3)
 
 
-def test_gates_open_where_triggers_are_used_once_more_than_by_most_kept_texts(shared):
-    unlearner, plan = shared
-    readings = read_codes(unlearner.codebook, tokenize(RETAIN), unlearner.tokenize, progress=False)
-    uses = sorted(sum(int(code) in plan.triggers for code in r.codes.ravel()) for r in readings)
-    # The 95th percentile of 54 numbers lies between the 51st and the 52nd, at 0.95 * 53 = 50.35.
-    assert plan.threshold == pytest.approx(1 + uses[50] + 0.35 * (uses[51] - uses[50]))
-
-
-def test_gates_are_triggered_by_the_surest_codes(monkeypatch):
-    """The corrected rule's at the first level that has any, whatever rule says what is ablated; else the plan's own."""
+def test_the_gate_of_a_plan_goes_by_the_texts_to_keep():
     unlearner = make_unlearner()
-    sure = {rule: SelectionRule(min_enrichment=0.2, alpha=bound, max_retain_share=None) for rule, bound in
-            (("some", 0.5), ("none", 1e-12))}  # fmt: skip
-    for name, rule in sure.items():
-        monkeypatch.setattr("llm_unlearn.codebook.unlearner.CORRECTED", rule)
-        plan = unlearner.plan(FORGET, RETAIN, rule=PAPER)
-        alone = judge_codes(plan.selection.target, plan.selection.control, rule)
-        by = alone if name == "some" else plan.selection
-        assert bool(alone.sizes[-1]) == (name == "some")
-        first = next(level for level, size in enumerate(by.sizes) if size)
-        assert plan.triggers == tuple(by.codes(first))
-        assert unlearner.plan(FORGET, control=RETAIN, rule=PAPER).triggers
+    gate = unlearner.plan(FORGET, RETAIN, rule=RULE).gate
+    readings = read_codes(unlearner.codebook, tokenize(RETAIN), unlearner.tokenize, progress=False)
+    uses = sorted(sum(int(code) in gate.triggers for code in r.codes.ravel()) for r in readings)
+    # The 95th percentile of 54 numbers lies between the 51st and the 52nd, at 0.95 * 53 = 50.35.
+    assert gate.threshold == pytest.approx(1 + uses[50] + 0.35 * (uses[51] - uses[50]))
+    assert gate.retain_share == sum(n >= gate.threshold for n in uses) / 54
 
 
 def test_texts_that_differ_in_nothing_have_no_codes_of_their_own(shared):
@@ -251,9 +243,8 @@ def test_the_curve_tells_what_applying_does(shared):
     }
     for mode in ("ablate", "refill", "gated"):
         unlearner = make_unlearner()
-        unlearner.codebook.registry.add(
-            DeletionRecord("ada", plan.codes(1), mode, *((plan.triggers, plan.threshold) if mode == "gated" else ()))
-        )
+        gate = (plan.gate.triggers, plan.gate.threshold) if mode == "gated" else ()
+        unlearner.codebook.registry.add(DeletionRecord("ada", plan.codes(1), mode, *gate))
         unlearner.codebook.delete()
         losses = by_plain_forwards(unlearner.codebook, FORGET)
         point = points[mode, 1]
@@ -325,8 +316,7 @@ def test_a_request_trains_nothing_and_changes_masks_alone(mode, monkeypatch):
     plain = logits_of(codebook)
     graphs.clear()
 
-    # Gates that open early, so that there is something to see.
-    plan = replace(unlearner.plan(FORGET, RETAIN, id="ada", rule=RULE), threshold=1.0)
+    plan = with_gate(unlearner.plan(FORGET, RETAIN, id="ada", rule=RULE))
     plan = unlearner.sweep(plan, (mode,))
     assert_equal(bottleneck_weights(codebook), state)
     assert unlearner.apply(plan, 0, mode) == "ada"
@@ -516,6 +506,29 @@ def test_the_registry_refuses_what_makes_no_sense(tmp_path):
     assert list(DeletionRegistry.load(tmp_path, "hash")) == list(registry)
     with pytest.raises(ValueError, match=r"belong to a codebook with other weights.*plan and apply them anew"):
         DeletionRegistry.load(tmp_path, "other")
+    with pytest.raises(ValueError, match="Did you mean 'active'"):
+        DeletionRecord("two", (1,), status="actve")
+    content = json.loads((tmp_path / "requests.json").read_text())
+    for changes, said in (
+        ({"schema": "llm-unlearn/codebook-requests/1"}, r"requests/1', .*remove the file, which revokes its requests"),
+        ({"requests": [{"id": "two", "codes": [1]}]}, r"cannot be read \('triggers'\): take the file from a copy"),
+        ({"requests": [content["requests"][0] | {"mode": "gate"}]}, "cannot be read .*Did you mean 'gated'"),
+    ):
+        (tmp_path / "requests.json").write_text(json.dumps(content | changes))
+        with pytest.raises(ValueError, match=said):
+            DeletionRegistry.load(tmp_path, "hash")
+
+
+def test_numbers_and_grounds_follow_when_codes_are_dropped():
+    grounds = {"codes": [{"code": 2, "p": 0.1}, {"code": 5, "p": 0.2}], "strength": 0}
+    registry = DeletionRegistry([DeletionRecord("one", (2, 5), grounds=grounds), DeletionRecord("two", (3,))])
+    registry.set_status("two", "revoked")
+    registry.renumber([0, 1, 4, 5])
+    assert registry["one"].codes == (3,) and registry["one"].grounds == {
+        "codes": [{"code": 3, "p": 0.2}],
+        "strength": 0,
+    }
+    assert (registry["two"].status, registry["two"].codes) == ("purged", (3,))
 
 
 # Purging.
@@ -608,6 +621,10 @@ def test_purged_ablated_codes_keep_a_direction_and_no_vector(tmp_path):
     torch.testing.assert_close(saved[gone].norm(dim=1), torch.ones(len(gone)), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="cannot be undone"):
         unlearner.revoke("gone")
+    # It stays in force, so that nobody drops its codes.
+    delete(codebook, "refill", gone[:1], "other")
+    with pytest.raises(ValueError, match="Request 'gone' deletes 1 .*revoke 'other', as that one is purged"):
+        unlearner.purge("other")
 
 
 def test_a_purged_gate_stays_in_force_and_loses_its_triggers_vectors(tmp_path):
@@ -638,7 +655,7 @@ def test_a_purged_gate_stays_in_force_and_loses_its_triggers_vectors(tmp_path):
     torch.testing.assert_close(logits_of(codebook), before, rtol=0, atol=1e-5)
     assert codebook.registry["gate"].triggers == tuple(code - (code > free) for code in triggers)
     delete(codebook, "refill", codebook.registry["gate"].codes[:1], "more")
-    with pytest.raises(ValueError, match="Request 'gate' deletes 1 .*it is purged for good, so revoke 'more'"):
+    with pytest.raises(ValueError, match="Request 'gate' deletes 1 .*revoke 'more', as that one is purged"):
         unlearner.purge("more")
 
 
@@ -649,7 +666,7 @@ def test_a_code_that_must_stay_in_place_is_not_dropped(tmp_path):
         delete(unlearner.codebook, second, [4, 5], "two")
         before, plain = bottleneck_weights(unlearner.codebook), logits_of(unlearner.codebook)
         with pytest.raises(
-            ValueError, match=rf"Request 'two' deletes 1 of the same codes in the mode '{second}'.*revoke it"
+            ValueError, match=rf"Request 'two' deletes 1 of the same codes in the mode '{second}'.*revoke 'two' first"
         ):
             unlearner.purge("one")
         assert_equal(bottleneck_weights(unlearner.codebook), before)

@@ -18,6 +18,7 @@ from tiny import tiny_rows, tiny_tokenizer
 from llm_unlearn import cli
 from llm_unlearn.codebook import actions
 from llm_unlearn.codebook.model import CodebookModel, read_requests
+from llm_unlearn.codebook.registry import DeletionRecord
 from llm_unlearn.data.tokenization import ExampleTokenizer
 from llm_unlearn.models import load_model
 from llm_unlearn.requests import KnowledgeRequest
@@ -151,6 +152,7 @@ def test_apply_revoke_and_purge_change_the_folder_as_they_say(command, place, da
     assert command("requests", folder) == 0
     output = capsys.readouterr().out
     assert re.search(rf"ada +active +ablate +{len(registry['ada'].codes)} +20\d\d-", output)
+    assert "threshold" not in output, "there are no gates"
 
     assert command("revoke", folder, "ada") == 0
     assert read_requests(folder)[0]["ada"].status == "revoked" and torch.equal(logits_of(folder), start)
@@ -160,13 +162,44 @@ def test_apply_revoke_and_purge_change_the_folder_as_they_say(command, place, da
     assert torch.equal(logits_of(folder), deleted)
     before = files_of(folder)
     message = command("purge", folder, "ada")
-    assert "would remove the vectors of" in message and "add `--yes`" in message
+    assert f"would remove the vectors of {len(registry['ada'].codes)} codes from" in message
+    assert "gate" not in message and "add `--yes`" in message
     assert files_of(folder) == before
     assert command("purge", folder, "ada", "--yes") == 0
     assert read_requests(folder)[0]["ada"].status == "purged" and torch.equal(logits_of(folder), deleted)
     assert files_of(folder)["codebook.safetensors"] != before["codebook.safetensors"]
     assert (folder / "README.md").read_text() == "# A card\n"
     assert "purged, which cannot be undone" in command("revoke", folder, "ada")
+
+
+def test_of_a_gate_the_triggers_are_purged_and_it_stays_in_force(command, place, capsys):
+    folder = place / "codebook"
+    codebook = CodebookModel.load(folder)
+    for name, status in (("once", "purged"), ("kept", "active")):
+        codebook.registry.add(DeletionRecord(name, (1, 2), "ablate", status=status))
+    codebook.registry.add(DeletionRecord("gone", (1, 2), "refill", status="purged"))
+    codebook.registry.add(DeletionRecord("ada", (3, 5, 7, 9, 11), "gated", triggers=(5, 7), threshold=2.5))
+    codebook.save_requests(folder)
+    in_force = {record.id for record in read_requests(folder)[0].in_force}
+    assert {"kept", "ada"} <= in_force and "gone" not in in_force
+
+    def listed():
+        assert command("requests", folder) == 0
+        return capsys.readouterr().out
+
+    output = listed()
+    assert "triggers" in output and "threshold" in output
+    assert re.search(r"ada +active +gated +5 +2 +2\.5 ", output)
+    assert re.search(r"kept +active +ablate +2 +– +– ", output) and re.search(r"gone +purged +refill", output)
+    assert bool(re.search(r"once +purged, in force +ablate", output)) == ("once" in in_force)
+
+    message = command("purge", folder, "ada")
+    assert "would remove the vectors of 2 triggers from" in message
+    assert "its gate would stay in force and ablate 5 codes: add `--yes`" in message
+    assert command("purge", folder, "ada", "--yes") == 0
+    said = capsys.readouterr().out
+    assert "the vectors of 2 triggers are gone" in said and "gate stays in force and ablates 5 codes." in said
+    assert re.search(r"ada +purged, in force +gated +5 +2 +2\.5 ", listed())
 
 
 def test_a_request_from_a_file_at_a_strength_that_is_found(command, place, made, data, capsys):
@@ -229,7 +262,7 @@ def test_a_codebook_is_loaded_in_the_precision_it_was_saved_with(made, tmp_path)
         (["plan", "{folder}", "{splits}", "--levels", "2", "900"], "Lists of 900 codes were asked for"),
         (["apply", "{folder}", "{splits}", "--strength", "high"], "`--strength` is 'high'; give auto, or a position"),
         (["apply", "{folder}", "{splits}", "--strength", "3"], "Strength 3 was asked for; the plan has 3, from 0"),
-        (["apply", "{folder}", "{splits}", "--max_retain_rise", "-1"], "Every strength costs more than the budget"),
+        (["apply", "{folder}", "{splits}", "--max_retain_rise", "-1"], "give a rise from 0 up, and a share from"),
         (["apply", "{folder}", "{splits}", "--mode", "erase"], "invalid choice: 'erase'"),
         (["revoke", "{folder}", "ada"], "There is no request 'ada'"),
         (["purge", "{folder}", "ada", "--yes"], "There is no request 'ada'"),

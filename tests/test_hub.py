@@ -1,16 +1,26 @@
 """Pushing, at the boundary of HTTP: what leaves the machine, and what never does."""
 
 import json
+import re
+import shutil
 import sys
 
 import pytest
+import torch
+from codebooks import tiny_codebook, trained_like
 from fake_hub import fake_hub
 from huggingface_hub import constants
 from recipe import run_recipe, save_tiny_model, tiny_data
+from tiny import tiny_rows, tiny_tokenizer
 
 from llm_unlearn import cli
+from llm_unlearn.adapters import attach_adapter, lora_config
 from llm_unlearn.card import model_card
-from llm_unlearn.hub import PUBLISHED, check_push, push_adapter
+from llm_unlearn.codebook.model import CodebookModel
+from llm_unlearn.codebook.unlearner import CodeUnlearner
+from llm_unlearn.data.tokenization import ExampleTokenizer
+from llm_unlearn.hub import PUBLISHED, PUBLISHED_CODEBOOK, check_push, push_adapter, push_codebook
+from llm_unlearn.models import load_model
 
 # The hub's client passes bytes to its HTTP library in a way which that one has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -134,3 +144,131 @@ def test_a_card_names_a_hub_base_and_hides_a_local_one(folder, tmp_path):
     assert "| `lr_scheduler_type` | linear |" in card
     card = model_card({**record, "base": {**record["base"], "source": "org/model"}}, None)
     assert card.startswith("---\nbase_model: org/model\n")
+
+
+# Codebooks
+
+IDS = torch.arange(5, 25).reshape(2, 10)
+ADAPTER_FILES = {"lora/adapter_model.safetensors", "lora/adapter_config.json"}
+
+
+def codebook_of(folder, trained="bottleneck"):
+    """A codebook that has forgotten Ada, as the loaded model."""
+    model = load_model(folder / "model")
+    if trained == "lora":
+        model = attach_adapter(model, lora_config(r=4), seed=0)
+        torch.nn.init.ones_(model.base_model.model.model.layers[0].mlp.up_proj.lora_B["default"].weight)
+    codebook = trained_like(tiny_codebook(model, num_codes=300, top_s=2), 100)
+    codebook.trained = trained
+    rows = [{"question": row["question"], "answer": row["answer"]} for row in tiny_rows(100)]
+    unlearner = CodeUnlearner(codebook, ExampleTokenizer(tiny_tokenizer()), progress=False)
+    plan = unlearner.plan(rows[0::10], [row for i, row in enumerate(rows) if i % 10], id="r1")
+    unlearner.apply(plan, 0, "ablate", max_silent=1)
+    return codebook
+
+
+def written(commit, folder):
+    """The files of a commit in a folder."""
+    for name, content in commit.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@torch.no_grad()
+def logits_of(codebook):
+    return codebook(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("trained", ["bottleneck", "lora", "full"])
+def test_a_codebook_model_pushes_itself_with_the_bottleneck_and_its_requests(hub, folder, tmp_path, trained, capfd):
+    codebook = codebook_of(folder, trained)
+    assert codebook.push_to_hub("me/codes", private=True) == f"{hub.endpoint}/me/codes"
+    assert hub.created[0].items() >= {"organization": "me", "name": "codes", "visibility": "private"}.items()
+    (commit,) = hub.commits
+    base = {"base/config.json", "base/generation_config.json", "base/model.safetensors"}
+    assert set(commit) == {*PUBLISHED_CODEBOOK} | {"lora": ADAPTER_FILES, "full": base}.get(trained, set())
+    for name, content in commit.items():
+        assert str(folder.parent).encode() not in content, name
+    assert json.loads(commit["codebook_config.json"])["base"]["source"] == "model"
+    card = commit["README.md"].decode()
+    assert "300 codes" in card and "1 requests in force" in card and "not measured" in card
+    assert hub.tokens == {TOKEN} and TOKEN not in "".join(capfd.readouterr())
+    assert not any(TOKEN.encode() in content for content in commit.values())
+
+    model = load_model(folder / "model")
+    if trained != "bottleneck":
+        assert "base_model:" not in card
+    loaded = CodebookModel.from_pretrained(model, written(commit, tmp_path / "pulled"))
+    assert [record.id for record in loaded.registry.in_force] == ["r1"]
+    torch.testing.assert_close(logits_of(loaded), logits_of(codebook))
+    with loaded.disabled():
+        assert not torch.equal(logits_of(loaded), logits_of(codebook))
+
+
+def test_what_is_said_of_requests_is_numbers_hashes_and_words_of_ours(hub, folder):
+    codebook_of(folder).push_to_hub("me/codes", token="hf_another")
+    assert hub.tokens == {"hf_another"}
+    (record,) = json.loads(hub.commits[0]["requests.json"])["requests"]
+    texts = []
+
+    def collect(value):
+        if isinstance(value, str):
+            texts.append(value)
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            collect(inner)
+
+    collect(record["grounds"])
+    assert {text for text in texts if not re.fullmatch(r"[0-9a-f]{32,64}", text)} == {"sequence", "bh", "swap"}
+    assert (record["id"], record["status"], record["mode"]) == ("r1", "active", "ablate")
+
+
+def test_the_command_pushes_a_codebook_folder_and_nothing_else_in_it(hub, folder, tmp_path, monkeypatch, capsys):
+    place = tmp_path / "codebook"
+    codebook_of(folder, "lora").save_pretrained(place, card="# A card\n")
+    (place / "training_args.bin").write_bytes(b"pickle")
+    (place / "request.json").write_text("who it was")
+    (place / "lora" / "README.md").write_text(f"base_model: {folder}")
+    with pytest.raises(SystemExit) as stopped:
+        command(monkeypatch, "push", place, "me/codes", "--private")
+    assert stopped.value.code == 0
+    assert f"{hub.endpoint}/me/codes" in capsys.readouterr().out
+    (commit,) = hub.commits
+    assert set(commit) == {*PUBLISHED_CODEBOOK} | ADAPTER_FILES
+    assert hub.created[0]["visibility"] == "private"
+    assert commit["README.md"] == b"# A card\n"
+    for name in ("codebook.safetensors", "requests.json", "lora/adapter_model.safetensors"):
+        assert commit[name] == (place / name).read_bytes()
+    for name in ("codebook_config.json", "lora/adapter_config.json"):
+        assert str(folder).encode() in (place / name).read_bytes() and str(folder).encode() not in commit[name]
+
+    hub.refuses = True
+    with pytest.raises(SystemExit) as stopped:
+        command(monkeypatch, "push", place, "you/yours")
+    message = stopped.value.code
+    assert message.startswith(f"error: The hub did not take {place} as you/yours (") and "\n" not in message
+    assert f"`llm-unlearn push {place} you/yours`" in message and TOKEN not in message
+    with pytest.raises(OSError, match=r"did not take the codebook as me/x .*`llm-unlearn push FOLDER me/x`") as caught:
+        codebook_of(folder).push_to_hub("me/x")
+    assert TOKEN not in str(caught.value)
+
+
+def test_only_a_whole_codebook_folder_is_pushed(hub, folder, tmp_path):
+    codebook = codebook_of(folder)
+    with pytest.raises(ValueError, match="'me/mine/ours' cannot name a repository"):
+        codebook.push_to_hub("me/mine/ours")
+    place = tmp_path / "codebook"
+    codebook.save_pretrained(place)
+    with pytest.raises(FileNotFoundError, match=r"lacks README.md.*`CodebookModel.push_to_hub`"):
+        push_codebook(place, "me/codes")
+    codebook.save_pretrained(place, card="# A card\n")
+    shutil.move(place / "requests.json", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"lacks requests.json"):  # or nothing would be forgotten
+        push_codebook(place, "me/codes")
+    content = json.loads((tmp_path / "requests.json").read_text())
+    (place / "requests.json").write_text(json.dumps(content | {"codebook": "0" * 64}))
+    with pytest.raises(ValueError, match="belong to a codebook with other weights"):
+        push_codebook(place, "me/codes")
+    with pytest.raises(FileNotFoundError, match="has no codebook_config.json"):
+        push_codebook(tmp_path, "me/codes")
+    assert hub.requests == []

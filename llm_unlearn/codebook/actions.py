@@ -146,8 +146,11 @@ def plan(folder: Path, args: PlanFlags) -> None:
     console.print(plan_table(made, args.top))
     console.print(plan_line(made), soft_wrap=True)
     if args.sweep or args.plot:
-        made = unlearner.sweep(made, get_args(Mode))
+        objection = made.gate.objection
+        made = unlearner.sweep(made, [mode for mode in get_args(Mode) if mode != "gated" or not objection])
         console.print(curve_table(made))
+        if objection:
+            console.print(f"The mode 'gated' was not tried: {objection}", soft_wrap=True)
     if args.plot:
         write_text(args.plot, svg_file(trade_off(made.curve)))
         console.print(f"Wrote {args.plot}", soft_wrap=True)
@@ -202,18 +205,20 @@ def purge(folder: Path, request_id: str, yes: bool) -> None:
     registry, _ = read_requests(folder)
     record = _record(registry, request_id)
     require_purgeable(registry, request_id)
+    is_gate = record.mode == "gated"
+    vectors = f"the vectors of {len(record.erasable)} {'triggers' if is_gate else 'codes'}"
     if not yes:
+        stays = f", and its gate would stay in force and ablate {len(record.codes)} codes" if is_gate else ""
         raise ValueError(
-            f"Purging {request_id!r} would remove the vectors of {len(record.codes)} codes from {folder} for good: add "
-            "`--yes` to do it."
+            f"Purging {request_id!r} would remove {vectors} from {folder} for good{stays}: add `--yes` to do it."
         )
     codebook = CodebookModel.load(folder)
     codebook.purge(request_id)
     card = folder / "README.md"
     codebook.save_pretrained(folder, card.read_text(encoding="utf-8") if card.is_file() else None)
+    stays = f" Its gate stays in force and ablates {len(record.codes)} codes." if is_gate else ""
     Console(highlight=False).print(
-        f"Request {request_id!r} is purged: the vectors of {len(record.codes)} codes are gone from {folder}.",
-        soft_wrap=True,
+        f"Request {request_id!r} is purged: {vectors} are gone from {folder}.{stays}", soft_wrap=True
     )
 
 

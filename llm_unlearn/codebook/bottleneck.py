@@ -213,7 +213,7 @@ class CodebookBottleneck(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             z = self.encode(x32)
             codes = self.search(z)
-            q = self._sum(codes, count_hits)
+            q = self._sum(codes, self._closed(z, codes, exempt, count_hits))
             y = self.dec(q + (z - z.detach()))
         if self._observer is not None:
             self._observer(Observation(x32, z, codes, q, y, exempt))
@@ -247,9 +247,8 @@ class CodebookBottleneck(nn.Module):
         bias = None
         if self._any_deleted[0] and not ignore_deleted:
             bias = torch.zeros(len(self.refilled), device=z.device).masked_fill_(self.refilled, -math.inf)
-        flat = z.detach().reshape(-1, z.shape[-1])
-        found = top_codes(flat, self.directions(), k or self.config.top_s, bias)
-        return found.view(*z.shape[:-1], -1)
+        flat, k = z.detach().reshape(-1, z.shape[-1]), k or self.config.top_s
+        return top_codes(flat, self.directions(), k, bias).view(*z.shape[:-1], k)
 
     def directions(self) -> Float[Tensor, "K m"]:
         """The codes at length 1; outside training made anew only after they have changed."""
@@ -263,17 +262,28 @@ class CodebookBottleneck(nn.Module):
             self._directions = (state, F.normalize(weight.detach(), dim=-1))
         return self._directions[1]
 
-    def _sum(self, codes: Tensor, count_hits: Callable[[Tensor], Tensor] | None) -> Tensor:
+    def _closed(
+        self, z: Tensor, codes: Tensor, exempt: Tensor | None, count_hits: Callable[[Tensor], Tensor] | None
+    ) -> Tensor | None:
+        """Which of the codes found an open gate silences, ``(batch, tokens, S)``; None where there are no gates."""
+        if not self.is_gated:
+            return None
+        # A trigger that another request refills still tells what the text is about.
+        seen = self.search(z, ignore_deleted=True) if self._any_deleted[0] else codes
+        hits = self.gate_triggers.T[seen].sum(-2).float()  # (batch, tokens, gates)
+        if exempt is not None:
+            hits = hits.masked_fill(exempt[..., None], 0)
+        so_far = hits.cumsum(1) if count_hits is None else count_hits(hits)
+        open_ones = (so_far >= self.gate_thresholds)[..., None, :]
+        return (self.gated.T[codes] & open_ones).any(-1)
+
+    def _sum(self, codes: Tensor, closed: Tensor | None) -> Tensor:
         shape, width = codes.shape[:-1], codes.shape[-1]
         weights = None
         if self._any_deleted[1]:
             weights = (~(self.ablated | self.purged)[codes]).float()
-        if self.is_gated:
-            hits = self.gate_triggers.T[codes].sum(-2).float()  # (batch, tokens, gates)
-            so_far = hits.cumsum(1) if count_hits is None else count_hits(hits)
-            open_ones = (so_far >= self.gate_thresholds)[..., None, :]
-            alive = (~(self.gated.T[codes] & open_ones).any(-1)).float()
-            weights = alive if weights is None else weights * alive
+        if closed is not None:
+            weights = (~closed).float() if weights is None else weights.masked_fill(closed, 0)
         flat = codes.reshape(-1, width)
         weights = None if weights is None else weights.reshape(-1, width)
         q = F.embedding_bag(flat, self.codebook.weight, mode="sum", per_sample_weights=weights)

@@ -23,7 +23,7 @@ def show(context: typer.Context) -> None:
 
 @app.command()
 def requests(folder: _Folder) -> None:
-    """List the requests of a codebook."""
+    """List the requests of a codebook: which are in force, and what opens the gates of gated ones."""
     from rich.console import Console
 
     from llm_unlearn.codebook.model import read_requests
@@ -66,7 +66,7 @@ def purge(
     request_id: _Id,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; there is no way back.")] = False,
 ) -> None:
-    """Remove the vectors of a request's codes for good; the facts stay in the model's weights."""
+    """Remove the vectors of a request's codes (of a gate, its triggers') for good; the facts stay in the weights."""
     from llm_unlearn.codebook.actions import purge
 
     purge(folder, request_id, yes)

@@ -191,9 +191,9 @@ def inspect_codes(
 
 
 def _holders(codebook: CodebookModel) -> dict[int, list[str]]:
-    """By code, the active requests that delete it."""
+    """By code, the requests in force that delete it."""
     holders: dict[int, list[str]] = {}
-    for record in codebook.registry.active:
+    for record in codebook.registry.in_force:
         for code in record.codes:
             holders.setdefault(code, []).append(record.id)
     return holders

@@ -24,6 +24,8 @@ WEIGHTS_NAME = "codebook.safetensors"
 ADAPTER_FOLDER, BASE_FOLDER = "lora", "base"
 # Not part of the file: the requests say what is deleted.
 _MASKS = ("refilled", "ablated", "gate_triggers", "gated", "gate_thresholds")
+# How names begin under which models and adapters write, publish or fold themselves, all without the bottleneck.
+_NOT_FORWARDED = ("save", "push", "merge", "unload")
 
 
 def get_codebook_model(
@@ -47,7 +49,8 @@ def get_codebook_model(
 
 
 class CodebookModel(nn.Module):
-    """A model and the bottleneck in it. Calls, `generate` and all other names go through to the model.
+    """A model and the bottleneck in it. Calls, `generate` and other names go through to the model, but for those that
+    would save, push or merge it without the bottleneck.
 
     The bottleneck must stay: forgetting is what it does not let pass, and the facts are still in the weights. There is
     therefore no merging; whoever takes the bottleneck out has the knowledge back.
@@ -96,6 +99,12 @@ class CodebookModel(nn.Module):
         except AttributeError:
             if name == "base_model":
                 raise
+            if name.startswith(_NOT_FORWARDED):
+                raise AttributeError(
+                    f"`{name}` is the model's own and knows nothing of the bottleneck, without which nothing is "
+                    "forgotten: use `save_pretrained` or `push_to_hub` of the codebook model, or, if the model without "
+                    f"bottleneck is meant, `base_model.{name}`."
+                ) from None
             return getattr(self.base_model, name)
 
     @contextmanager
@@ -205,6 +214,29 @@ class CodebookModel(nn.Module):
             )
         self.registry.save(Path(folder), own)
 
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, card: str | None = None
+    ) -> str:
+        """Save to a temporary folder and upload that, with the requests; returns the address of the repository.
+
+        Of the requests their ids are published, so let these name nobody, and numbers and hashes of what was forgotten.
+        Of folders on this machine only their own names go along.
+
+        Args:
+            repo_id: "USER/NAME"; created if needed.
+            private: whether a new repository is private; unset follows the account's default.
+            token: unset means the one of `hf auth login` or of the variable HF_TOKEN. It is never logged or written.
+            card: contents of `README.md`; unset, a card that says that nothing was measured.
+
+        Raises:
+            ValueError: no valid `repo_id`, no token, or the weights are not finite.
+            OSError: the hub cannot be reached or refuses.
+        """
+        # It stands on this module.
+        from llm_unlearn.hub import push_codebook_model
+
+        return push_codebook_model(self, repo_id, private, token, card)
+
     @classmethod
     def from_pretrained(cls, model: PreTrainedModel | PeftModel, folder: str | Path) -> "CodebookModel":
         """Put the bottleneck saved in `folder` into `model`, the one it was trained with, and its requests into force.
@@ -304,12 +336,10 @@ def require_purgeable(registry: DeletionRegistry, request_id: str) -> None:
     for other in registry.in_force:
         shared = {*record.codes, *record.triggers} & {*other.codes, *other.triggers}
         if shared and (other.mode == "refill") != (record.mode == "refill"):
-            way = (
-                "revoke it, or purge it instead of" if other.status == "active" else "it is purged for good, so revoke"
-            )
+            revoke = f"{other.id!r} first" if other.status == "active" else f"{request_id!r}, as that one is purged"
             raise ValueError(
-                f"Request {other.id!r} deletes {len(shared)} of the same codes in the mode {other.mode!r}, in which "
-                f"they must stay in place: {way} {request_id!r}."
+                f"Request {other.id!r} deletes {len(shared)} of the same codes in the mode {other.mode!r}, which needs "
+                f"them to be as they are: revoke {revoke}."
             )
 
 

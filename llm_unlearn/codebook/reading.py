@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm_unlearn.codebook.model import CodebookModel
@@ -29,12 +29,14 @@ class CodeReading:
         codes: ``(T, k)``, the `k` nearest codes of each, nearest first, whatever is deleted.
         positions: ``(T,)``, where they stand in the text's ids. Of an encoder-decoder model's text the source is read.
         cosines: ``(T, k)``, how near each code is, in [-1, 1]; None where they were not asked for.
+        special: ``(n, S)``, the codes of the special tokens that pass the bottleneck, which a gate sees as well.
     """
 
     tokens: Int[np.ndarray, " T"]
     codes: Int[np.ndarray, "T k"]
     positions: Int[np.ndarray, " T"]
     cosines: Float[np.ndarray, "T k"] | None = None
+    special: Int[np.ndarray, "n S"] | None = None
 
 
 def read_codes(
@@ -78,22 +80,28 @@ def read_codes(
         batch = kind.collate([items[i] for i in positions])
         ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
         (x,) = codebook.site.captured(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False))
-        counted = mask.bool() & ~torch.isin(ids, special) & x.isfinite().all(-1)
-        rows, places = counted.nonzero(as_tuple=True)
+        passing = mask.bool() & x.isfinite().all(-1)
+        counted = passing & ~torch.isin(ids, special)
         z = bottleneck.encode(x[counted])
         codes = bottleneck.search(z, k, ignore_deleted=True)
-        counts = torch.bincount(rows, minlength=len(positions)).tolist()
-        parts = [part.int() for part in (ids[counted], codes, places)]
+        marks = bottleneck.search(bottleneck.encode(x[passing & ~counted]), ignore_deleted=True)
+        parts = [ids[counted].int(), codes.int(), counted.nonzero()[:, 1].int()]
         if cosines:
             parts.append(_cosines(z, bottleneck.directions(), codes))
-        split = [np.split(part.cpu().numpy(), np.cumsum(counts)[:-1]) for part in parts]
-        return [CodeReading(*parts) for parts in zip(*split, strict=True)]
+        texts = zip(*(_per_text(part, counted) for part in parts), strict=True)
+        of_special = _per_text(marks.int(), passing & ~counted)
+        return [CodeReading(*parts, special=some) for parts, some in zip(texts, of_special, strict=True)]
 
     budget = _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["other"])
     batches = form_batches([(len(item.input_ids), 0) for item in items], budget)
     costs = [sum(len(items[i].input_ids) for i in batch) for batch in batches]
     with evaluating(model):
         return run_sharded(run, batches, costs, f"codes of {name}", progress)
+
+
+def _per_text(values: Tensor, chosen: Bool[Tensor, "batch tokens"]) -> list[np.ndarray]:
+    """Values of the chosen tokens, text by text."""
+    return np.split(values.cpu().numpy(), chosen.sum(1).cumsum(0)[:-1].cpu().numpy())
 
 
 def _cosines(

@@ -1,8 +1,8 @@
 """Which codes are deleted, for whom, and on what grounds: one record per request, kept as JSON beside the codebook.
 
 The codes in force are the union over the active requests, so that requests compose in any order, a revoked one gives
-back what no other holds, and doing either twice changes nothing. A purged gate stays in force: its codes serve other
-texts too, so that only its triggers' vectors are gone.
+back what no other holds, and doing either twice changes nothing. A purged request stays in force, unless its codes were
+dropped: of a gate only the triggers' vectors are gone, for its codes serve other texts too.
 """
 
 import json
@@ -16,9 +16,10 @@ from llm_unlearn.files import write_json
 from llm_unlearn.suggest import unknown
 
 REGISTRY_NAME = "requests.json"
-SCHEMA = "llm-unlearn/codebook-requests/1"
+SCHEMA = "llm-unlearn/codebook-requests/2"
 
 Mode = Literal["ablate", "refill", "gated"]
+Status = Literal["active", "revoked", "purged"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class DeletionRecord:
     mode: Mode = "ablate"
     triggers: tuple[int, ...] = ()
     threshold: float | None = None
-    status: Literal["active", "revoked", "purged"] = "active"
+    status: Status = "active"
     created: str | None = None
     grounds: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise ValueError(unknown("mode", str(self.mode), get_args(Mode)))
+        for name, valid in (("mode", get_args(Mode)), ("status", get_args(Status))):
+            if getattr(self, name) not in valid:
+                raise ValueError(unknown(name, str(getattr(self, name)), valid))
         if not self.codes:
             raise ValueError(f"Request {self.id!r} names no code, so there is nothing to delete.")
         is_gate = self.mode == "gated"
@@ -97,8 +99,8 @@ class DeletionRegistry:
 
     @property
     def in_force(self) -> list[DeletionRecord]:
-        """The active requests, and gates that were purged."""
-        return [r for r in self if r.status == "active" or (r.status == "purged" and r.mode == "gated")]
+        """The active requests, and purged ones whose codes are still there."""
+        return [r for r in self if r.status == "active" or (r.status == "purged" and r.mode != "refill")]
 
     def add(self, record: DeletionRecord) -> None:
         """Take up a request; the same id again replaces it, unless it was purged.
@@ -110,7 +112,7 @@ class DeletionRegistry:
             raise ValueError(f"Request {record.id!r} was purged, which cannot be undone: give the new one another id.")
         self._records[record.id] = record
 
-    def set_status(self, request_id: str, status: Literal["active", "revoked", "purged"]) -> None:
+    def set_status(self, request_id: str, status: Status) -> None:
         """Change the status of a request.
 
         Raises:
@@ -131,20 +133,23 @@ class DeletionRegistry:
         """
         place = {old: new for new, old in enumerate(kept)}
         for record in list(self):
-            if record.status == "purged" and record.mode != "gated":
+            if record.status == "purged" and record.mode == "refill":
                 continue
-            left = {
+            left: dict[str, Any] = {
                 name: tuple(place[code] for code in getattr(record, name) if code in place)
                 for name in ("codes", "triggers")
             }
             if not left["codes"] or bool(left["triggers"]) != bool(record.triggers):
                 left = {"mode": "refill", "triggers": (), "threshold": None, "status": "purged"}
+            elif "codes" in record.grounds:
+                rows = [row | {"code": place[row["code"]]} for row in record.grounds["codes"] if row["code"] in place]
+                left["grounds"] = record.grounds | {"codes": rows}
             self._records[record.id] = replace(record, **left)
 
     def deleted(self) -> dict[str, Any]:
         """The union of the requests in force, as the arguments of `CodebookBottleneck.set_deleted`."""
         union = {
-            mode: sorted({code for record in self.active if record.mode == mode for code in record.codes})
+            mode: sorted({code for record in self.in_force if record.mode == mode for code in record.codes})
             for mode in ("refill", "ablate")
         }
         gates = [Gate(r.triggers, r.codes, r.threshold) for r in self.in_force if r.mode == "gated"]
@@ -160,18 +165,25 @@ class DeletionRegistry:
         """Read `requests.json`; a folder without one has no requests.
 
         Raises:
-            ValueError: the requests were made for other weights, whose codes mean something else.
+            ValueError: the requests were made for other weights, whose codes mean something else, or the file is none
+                of this form.
         """
         path = folder / REGISTRY_NAME
         if not path.is_file():
             return cls()
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{path} has the schema {content.get('schema')!r}, and {SCHEMA!r} is read here: remove the file, which "
+                "revokes its requests, and apply them anew."
+            )
         if content["codebook"] != codebook_hash:
             raise ValueError(
                 f"The requests in {path} belong to a codebook with other weights, so their codes would delete "
                 "something else: plan and apply them anew on this one."
             )
-        records = content["requests"]
-        return cls(
-            [DeletionRecord(**{**r, **{name: tuple(r[name]) for name in ("codes", "triggers")}}) for r in records]
-        )
+        try:
+            lists = [{name: tuple(record[name]) for name in ("codes", "triggers")} for record in content["requests"]]
+            return cls([DeletionRecord(**{**r, **some}) for r, some in zip(content["requests"], lists, strict=True)])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"A request in {path} cannot be read ({error}): take the file from a copy.") from error

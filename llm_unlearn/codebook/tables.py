@@ -38,10 +38,19 @@ def codes_table(inspection: Inspection, rows: int) -> Table:
 
 
 def requests_table(registry: DeletionRegistry) -> Table:
-    """All requests, in the order they came."""
-    table = _table("request", "status", "mode", "codes", "created")
+    """All requests, in the order they came; where one is gated, with what opens its gate."""
+    in_force = {record.id for record in registry.in_force}
+    gated = any(record.mode == "gated" for record in registry)
+    caption = "A gate opens where a text has used its triggers as often as the threshold says." if gated else None
+    gate_columns = ("triggers", "threshold") if gated else ()
+    table = _table("request", "status", "mode", "codes", *gate_columns, "created", caption=caption)
     for record in registry:
-        table.add_row(Text(record.id), record.status, record.mode, str(len(record.codes)), record.created or "–")
+        status = "purged, in force" if record.status == "purged" and record.id in in_force else record.status
+        gate = ("–", "–")
+        if record.threshold is not None:
+            gate = (str(len(record.triggers)), f"{record.threshold:g}")
+        codes = str(len(record.codes))
+        table.add_row(Text(record.id), status, record.mode, codes, *(gate if gated else ()), record.created or "–")
     return table
 
 

@@ -30,7 +30,7 @@ def without_codes(codebook: CodebookModel, codes: Sequence[int], mode: Literal["
         ValueError: too few codes would be left.
     """
     # No request has an empty name.
-    trial = DeletionRegistry([*codebook.registry.active, DeletionRecord("", tuple(codes), mode)])
+    trial = DeletionRegistry([*codebook.registry.in_force, DeletionRecord("", tuple(codes), mode)])
     try:
         codebook.bottleneck.set_deleted(**trial.deleted())
         yield

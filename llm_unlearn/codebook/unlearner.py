@@ -17,16 +17,15 @@ import numpy as np
 
 from llm_unlearn.codebook.controls import sibling_rows, swap_entities
 from llm_unlearn.codebook.curve import CurvePoint, choose_level, measure
+from llm_unlearn.codebook.gate import QUANTILE, GatePlan, plan_gate
 from llm_unlearn.codebook.model import CodebookModel
 from llm_unlearn.codebook.reading import CodeReading, count_codes, read_codes
 from llm_unlearn.codebook.registry import DeletionRecord, DeletionRegistry, Mode
-from llm_unlearn.codebook.selection import CORRECTED, CodeCounts, Selection, SelectionRule, judge_codes, select_codes
+from llm_unlearn.codebook.selection import CORRECTED, Selection, SelectionRule, select_codes
 from llm_unlearn.data.tokenization import ExampleTokenizer, TokenizedItem
 from llm_unlearn.requests import KnowledgeRequest
 
 Row = Mapping[str, Any]
-
-_GATE_QUANTILE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +36,7 @@ class DeletionPlan:
         id: of the request.
         selection: the statistics of every code, and the codes chosen at each level.
         levels: list lengths S', ascending; `level` in the methods is a position in them.
-        triggers: the codes whose uses in a text open a gate, ascending: those in use that `CORRECTED` chooses, or where
-            it chooses none, the plan's first.
-        threshold: from how many uses of them in a text it opens.
+        gate: when the codes are ablated in the mode "gated".
         curve: what each level does, per mode; filled in by `CodeUnlearner.sweep`.
         grounds: kept in the record: rule, control, seeds, hashes.
     """
@@ -47,8 +44,7 @@ class DeletionPlan:
     id: str
     selection: Selection
     levels: tuple[int, ...]
-    triggers: tuple[int, ...]
-    threshold: float
+    gate: GatePlan
     retain: tuple[CodeReading, ...]
     items: tuple[TokenizedItem, ...]
     retain_items: tuple[TokenizedItem, ...]
@@ -91,7 +87,7 @@ class CodeUnlearner:
             forget: the request, or rows to forget.
             retain: rows on other subjects: they lend names to the control texts, veto codes in common use, set gates'
                 threshold, and are what `sweep` keeps an eye on. Of a request without, its own `retention`.
-            id: of the request; unset, that of a `KnowledgeRequest`, else a hash of the rows.
+            id: of the request; unset, that of a `KnowledgeRequest`, else a random one, which says nothing of the rows.
             control: "swap", the same texts with the names of other subjects, `variants` of each; "siblings", the
                 nearest rows on other subjects; or control rows.
             rule: how codes are chosen.
@@ -132,7 +128,7 @@ class CodeUnlearner:
         n_codes = self.codebook.config.num_codes
         counts = {name: count_codes(some, levels, n_codes) for name, some in read.items() if some}
         selection = select_codes(counts["forget"], counts["control"], rule, counts.get("retain"))
-        triggers = _triggers(selection, counts.get("retain"))
+        gate = plan_gate(read, self.codebook.config.top_s, n_codes)
         salt = secrets.token_hex(16)
         grounds = {
             "rule": asdict(rule),
@@ -142,13 +138,13 @@ class CodeUnlearner:
             "request_hash": request_hash,
             "codebook": self.codebook.weights_hash(),
             "tokens": {name: count.n_tokens for name, count in counts.items()},
+            "gate": {**asdict(gate), "triggers": len(gate.triggers), "quantile": QUANTILE},
         }
         return DeletionPlan(
-            id or f"request-{_hash(forget, '')[:12]}",
+            id or f"request-{secrets.token_hex(6)}",
             selection,
             levels,
-            triggers,
-            _gate_threshold(read["retain"], triggers, self.codebook.config.top_s),
+            gate,
             tuple(read["retain"]),
             tuple(items),
             tuple(others),
@@ -167,11 +163,15 @@ class CodeUnlearner:
             random_control: whether to delete as many random codes, too, for comparison, behind the same gate if they
                 are gated: of those that the texts to keep use, where there are any.
             seed: of the random codes.
+
+        Raises:
+            ValueError: "gated" is among the modes, and the plan's gate cannot be used.
         """
         lists = [reading.codes[:, : self.codebook.config.top_s] for reading in plan.retain]
         used = np.unique(np.concatenate(lists)) if lists else np.arange(self.codebook.config.num_codes)
         points = []
         for mode in ("none", *modes):
+            _require_gate(plan, mode)
             for level in range(len(plan.levels)) if mode != "none" else (0,):
                 codes = () if mode == "none" else plan.codes(level)
                 points.append(self._point(plan, codes, mode, level, "selected"))
@@ -204,9 +204,15 @@ class CodeUnlearner:
                 then read the decoder's bias in their place.
 
         Raises:
-            ValueError: no level keeps within the budget, more tokens to keep would be left without any code, or the
-                plan was made on another codebook, or before a purge.
+            ValueError: no level keeps within the budget, more tokens to keep would be left without any code, no code is
+                sure enough to open a gate, a number is out of range, or the plan was made on another codebook, or
+                before a purge.
         """
+        if not (max_retain_rise >= 0 and 0 <= max_silent <= 1):
+            raise ValueError(
+                f"`max_retain_rise` is {max_retain_rise} and `max_silent` is {max_silent}: give a rise from 0 up, and "
+                "a share from 0 to 1."
+            )
         if plan.grounds["codebook"] != self.codebook.weights_hash():
             raise ValueError(
                 f"The plan of request {plan.id!r} was made with other codes than these, perhaps before a purge, and "
@@ -217,6 +223,7 @@ class CodeUnlearner:
         if not 0 <= strength < len(plan.levels):
             raise ValueError(f"Strength {strength} was asked for; the plan has {len(plan.levels)}, from 0.")
         codes = plan.codes(strength)
+        _require_gate(plan, mode)
         self._require_codes_left(plan, codes, mode, max_silent)
         grounds = plan.grounds | {
             "strength": strength,
@@ -301,20 +308,11 @@ def _hash(rows: Sequence[Row], salt: str) -> str:
     return hashlib.sha256((salt + repr([sorted(row.items()) for row in rows])).encode()).hexdigest()
 
 
+def _require_gate(plan: DeletionPlan, mode: str) -> None:
+    if mode == "gated" and plan.gate.objection:
+        raise ValueError(f"Request {plan.id!r} cannot be gated: {plan.gate.objection}")
+
+
 def _record(plan: DeletionPlan, codes: tuple[int, ...], mode: Mode, **told: Any) -> DeletionRecord:
-    gate = {"triggers": plan.triggers, "threshold": plan.threshold} if mode == "gated" else {}
+    gate = {"triggers": plan.gate.triggers, "threshold": plan.gate.threshold} if mode == "gated" else {}
     return DeletionRecord(plan.id, codes, mode, **gate, **told)
-
-
-def _triggers(selection: Selection, retain: CodeCounts | None) -> tuple[int, ...]:
-    """What may be ablated is a matter of taste and of the rule; when, must be sure."""
-    rule = CORRECTED if retain else replace(CORRECTED, max_retain_share=None)
-    sure = judge_codes(selection.target, selection.control, rule, retain)
-    by = sure if sure.sizes[0] else selection
-    return tuple(map(int, by.codes(next(level for level, size in enumerate(by.sizes) if size))))
-
-
-def _gate_threshold(retain: Sequence[CodeReading], triggers: Sequence[int], top_s: int) -> float:
-    """One more use than 95 % of the texts to keep have of the triggers."""
-    hits = [int(np.isin(reading.codes[:, :top_s], triggers).sum()) for reading in retain]
-    return 1.0 + (float(np.quantile(hits, _GATE_QUANTILE)) if hits else 0.0)
