@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HTTPError  # of whichever HTTP library the client is built on
@@ -96,7 +97,7 @@ def push_codebook(
 ) -> str:
     """Create `repo_id` if needed and upload a codebook with its requests in one commit; returns the address.
 
-    What the requests say is published: their ids, and numbers and hashes of what was forgotten.
+    Of the requests only which codes are deleted is published (`DeletionRegistry.redacted`).
 
     Args:
         folder: the `codebook` folder of a run.
@@ -150,8 +151,8 @@ def _codebook_files(folder: Path) -> dict[str, Path | bytes]:
             f"{folder} lacks {', '.join(missing)}: give the complete `codebook` folder of a run, or use "
             "`CodebookModel.push_to_hub`, which writes what is missing."
         )
-    read_requests(folder)
-    return _published(folder, wanted)
+    registry, weights = read_requests(folder)
+    return _published(folder, wanted) | {REGISTRY_NAME: _json(registry.redacted().content(weights))}
 
 
 def _published(folder: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, Path | bytes]:
@@ -176,8 +177,12 @@ def _published(folder: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str,
                 holder = holder[part]
             if holder and holder.get(key):
                 holder[key] = public_name(holder[key])
-        files[name] = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+        files[name] = _json(content)
     return files
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _again(folder: Path, repo_id: str | None) -> str:

@@ -1,13 +1,12 @@
 """Pushing, at the boundary of HTTP: what leaves the machine, and what never does."""
 
 import json
-import re
 import shutil
 import sys
 
 import pytest
 import torch
-from codebooks import tiny_codebook, trained_like
+from codebooks import delete, tiny_codebook, trained_like
 from fake_hub import fake_hub
 from huggingface_hub import constants
 from recipe import run_recipe, save_tiny_model, tiny_data
@@ -200,27 +199,35 @@ def test_a_codebook_model_pushes_itself_with_the_bottleneck_and_its_requests(hub
     if trained != "bottleneck":
         assert "base_model:" not in card
     loaded = CodebookModel.from_pretrained(model, written(commit, tmp_path / "pulled"))
-    assert [record.id for record in loaded.registry.in_force] == ["r1"]
+    assert [record.id for record in loaded.registry.in_force] == ["ablate"]
     torch.testing.assert_close(logits_of(loaded), logits_of(codebook))
     with loaded.disabled():
         assert not torch.equal(logits_of(loaded), logits_of(codebook))
 
 
-def test_what_is_said_of_requests_is_numbers_hashes_and_words_of_ours(hub, folder):
-    codebook_of(folder).push_to_hub("me/codes", token="hf_another")
+def test_of_requests_only_what_is_deleted_is_published(hub, folder):
+    codebook = codebook_of(folder)
+    delete(codebook, "ablate", [3, 4], "a person's name")
+    delete(codebook, "refill", [10], "another")
+    delete(codebook, "gated", [4, 20], "a third", threshold=2.0, triggers=[5])
+    delete(codebook, "ablate", [50], "taken back")
+    codebook.registry.set_status("taken back", "revoked")
+    codebook.delete()
+    expected = logits_of(codebook)
+    ablated = sorted({*codebook.registry["r1"].codes, 3, 4})
+    codebook.push_to_hub("me/codes", token="hf_another")
     assert hub.tokens == {"hf_another"}
-    (record,) = json.loads(hub.commits[0]["requests.json"])["requests"]
-    texts = []
-
-    def collect(value):
-        if isinstance(value, str):
-            texts.append(value)
-        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-            collect(inner)
-
-    collect(record["grounds"])
-    assert {text for text in texts if not re.fullmatch(r"[0-9a-f]{32,64}", text)} == {"sequence", "bh", "swap"}
-    assert (record["id"], record["status"], record["mode"]) == ("r1", "active", "ablate")
+    told = json.loads(hub.commits[0]["requests.json"])["requests"]
+    assert [(r["id"], r["mode"], r["codes"], r["triggers"], r["threshold"]) for r in told] == [
+        ("refill", "refill", [10], [], None),
+        ("ablate", "ablate", ablated, [], None),
+        ("gate-1", "gated", [4, 20], [5], 2.0),
+    ]
+    assert all((r["status"], r["created"], r["grounds"]) == ("active", None, {}) for r in told)
+    assert b"person" not in b"".join(hub.commits[0].values())
+    codebook.registry = codebook.registry.redacted()
+    codebook.delete()
+    assert torch.equal(logits_of(codebook), expected)
 
 
 def test_the_command_pushes_a_codebook_folder_and_nothing_else_in_it(hub, folder, tmp_path, monkeypatch, capsys):
@@ -237,7 +244,7 @@ def test_the_command_pushes_a_codebook_folder_and_nothing_else_in_it(hub, folder
     assert set(commit) == {*PUBLISHED_CODEBOOK} | ADAPTER_FILES
     assert hub.created[0]["visibility"] == "private"
     assert commit["README.md"] == b"# A card\n"
-    for name in ("codebook.safetensors", "requests.json", "lora/adapter_model.safetensors"):
+    for name in ("codebook.safetensors", "lora/adapter_model.safetensors"):
         assert commit[name] == (place / name).read_bytes()
     for name in ("codebook_config.json", "lora/adapter_config.json"):
         assert str(folder).encode() in (place / name).read_bytes() and str(folder).encode() not in commit[name]

@@ -45,11 +45,7 @@ class PlanningFlags:
     """How the codes of a request are chosen."""
 
     id: str | None = field(
-        default=None,
-        metadata={
-            "help": "Id of the request. It is published with the codebook, so let it name nobody. Unset: that of its "
-            "file, or the name of the forget split."
-        },
+        default=None, metadata={"help": "Id of the request. Unset: that of its file, or the name of the forget split."}
     )
     control: str = field(
         default="swap",

@@ -219,8 +219,8 @@ class CodebookModel(nn.Module):
     ) -> str:
         """Save to a temporary folder and upload that, with the requests; returns the address of the repository.
 
-        Of the requests their ids are published, so let these name nobody, and numbers and hashes of what was forgotten.
-        Of folders on this machine only their own names go along.
+        Of the requests only which codes are deleted is published (`DeletionRegistry.redacted`), of folders on this
+        machine only their own names.
 
         Args:
             repo_id: "USER/NAME"; created if needed.

@@ -155,10 +155,23 @@ class DeletionRegistry:
         gates = [Gate(r.triggers, r.codes, r.threshold) for r in self.in_force if r.mode == "gated"]
         return {"refilled": union["refill"], "ablated": union["ablate"], "gates": gates}
 
+    def redacted(self) -> "DeletionRegistry":
+        """What may be published: which codes are deleted and how, not for how many, whom, when or on what grounds."""
+        deleted = self.deleted()
+        union = [("refill", deleted["refilled"]), ("ablate", deleted["ablated"])]
+        gates = [
+            DeletionRecord(f"gate-{number}", tuple(gate.codes), "gated", tuple(gate.triggers), gate.threshold)
+            for number, gate in enumerate(deleted["gates"], 1)
+        ]
+        return DeletionRegistry([*(DeletionRecord(mode, tuple(codes), mode) for mode, codes in union if codes), *gates])
+
+    def content(self, codebook_hash: str) -> dict[str, Any]:
+        """What `requests.json` holds."""
+        return {"schema": SCHEMA, "codebook": codebook_hash, "requests": [asdict(record) for record in self]}
+
     def save(self, folder: Path, codebook_hash: str) -> None:
         """Write `requests.json`."""
-        content = {"schema": SCHEMA, "codebook": codebook_hash, "requests": [asdict(record) for record in self]}
-        write_json(folder / REGISTRY_NAME, content)
+        write_json(folder / REGISTRY_NAME, self.content(codebook_hash))
 
     @classmethod
     def load(cls, folder: Path, codebook_hash: str) -> "DeletionRegistry":
