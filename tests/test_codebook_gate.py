@@ -1,5 +1,7 @@
 """When a gate opens: its triggers, its threshold, and what may not change either."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from llm_unlearn.codebook.bottleneck import Gate
 from llm_unlearn.codebook.gate import GatePlan, plan_gate
 from llm_unlearn.codebook.reading import CodeReading, read_codes
 from llm_unlearn.codebook.selection import PAPER
+from llm_unlearn.codebook.tables import gate_line
 from llm_unlearn.codebook.unlearner import CodeUnlearner
 from llm_unlearn.data.tokenization import ExampleTokenizer
 
@@ -83,6 +86,11 @@ def test_a_plan_with_a_useless_gate_can_be_ablated_and_not_gated():
     assert unlearner.apply(plan, 0, "ablate", max_silent=1.0) == "ada"
     grounds = codebook.registry["ada"].grounds["gate"]
     assert grounds["threshold"] == plan.gate.threshold and grounds["triggers"] == len(plan.gate.triggers)
+    assert gate_line(plan) == f"Mode gated is not to be had: {plan.gate.objection}"
+    line = gate_line(replace(plan, gate=GatePlan((3, 5), 2.0, 0.95, 0.025)))
+    assert (
+        line == "Mode gated: 2 triggers, used 2 times or more in 95% of the texts to forget and 2.5% of those to keep."
+    )
 
 
 def test_special_tokens_are_read_apart():

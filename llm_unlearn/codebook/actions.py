@@ -133,7 +133,7 @@ def plan(folder: Path, args: PlanFlags) -> None:
 
     from llm_unlearn.codebook.plot import trade_off
     from llm_unlearn.codebook.registry import Mode
-    from llm_unlearn.codebook.tables import curve_table, plan_line, plan_table
+    from llm_unlearn.codebook.tables import curve_table, gate_line, plan_line, plan_table
     from llm_unlearn.evaluation.html import svg_file
     from llm_unlearn.files import write_text
 
@@ -145,12 +145,11 @@ def plan(folder: Path, args: PlanFlags) -> None:
     console = Console(highlight=False)
     console.print(plan_table(made, args.top))
     console.print(plan_line(made), soft_wrap=True)
+    console.print(gate_line(made), soft_wrap=True)
     if args.sweep or args.plot:
-        objection = made.gate.objection
-        made = unlearner.sweep(made, [mode for mode in get_args(Mode) if mode != "gated" or not objection])
+        modes = [mode for mode in get_args(Mode) if mode != "gated" or not made.gate.objection]
+        made = unlearner.sweep(made, modes)
         console.print(curve_table(made))
-        if objection:
-            console.print(f"The mode 'gated' was not tried: {objection}", soft_wrap=True)
     if args.plot:
         write_text(args.plot, svg_file(trade_off(made.curve)))
         console.print(f"Wrote {args.plot}", soft_wrap=True)

@@ -77,6 +77,18 @@ def plan_line(plan: DeletionPlan) -> str:
     return f"Request {plan.id!r} would delete of {plan.selection.target.num_codes} codes {', '.join(sizes)}."
 
 
+def gate_line(plan: DeletionPlan) -> str:
+    """What would open a plan's gate, and how many texts would."""
+    gate = plan.gate
+    if gate.objection:
+        return f"Mode gated is not to be had: {gate.objection}"
+    kept = "" if gate.retain_share is None else f" and {gate.retain_share:.1%} of those to keep"
+    return (
+        f"Mode gated: {len(gate.triggers)} triggers, used {gate.threshold:g} times or more in {gate.forget_share:.0%} "
+        f"of the texts to forget{kept}."
+    )
+
+
 def curve_table(plan: DeletionPlan) -> Table:
     """What each strength does in each mode: probabilities of the answers, and the rise of the retain loss."""
     start = next(point for point in plan.curve if point.mode == "none")
