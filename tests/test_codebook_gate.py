@@ -89,7 +89,7 @@ def test_a_plan_with_a_useless_gate_can_be_ablated_and_not_gated():
     assert gate_line(plan) == f"Mode gated is not to be had: {plan.gate.objection}"
     line = gate_line(replace(plan, gate=GatePlan((3, 5), 2.0, 0.95, 0.025)))
     assert (
-        line == "Mode gated: 2 triggers, used 2 times or more in 95% of the texts to forget and 2.5% of those to keep."
+        line == "Mode gated: 2 triggers, used at least 2× in 95% of the texts to forget and 2.5% of those to keep."
     )
 
 

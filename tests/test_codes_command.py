@@ -117,7 +117,7 @@ def test_plan_shows_codes_and_changes_nothing(command, place, data, capsys):
     sizes = re.search(r"Request 'ada' would delete of 300 codes (\d+) at level 0, (\d+) at level 1, (\d+) at", output)
     assert 0 < int(sizes[1]) <= int(sizes[2]) <= int(sizes[3])
     assert "Nothing was changed" in output and "Mean probability" not in output
-    assert re.search(r"^Mode gated(: \d+ triggers, used \d| is not to be had: )", output, flags=re.MULTILINE)
+    assert re.search(r"^Mode gated(: \d+ triggers, used at least \d| is not to be had: )", output, flags=re.MULTILINE)
     assert files_of(place / "codebook") == before
 
 

@@ -84,7 +84,7 @@ def gate_line(plan: DeletionPlan) -> str:
         return f"Mode gated is not to be had: {gate.objection}"
     kept = "" if gate.retain_share is None else f" and {gate.retain_share:.1%} of those to keep"
     return (
-        f"Mode gated: {len(gate.triggers)} triggers, used {gate.threshold:g} times or more in {gate.forget_share:.0%} "
+        f"Mode gated: {len(gate.triggers)} triggers, used at least {gate.threshold:g}× in {gate.forget_share:.0%} "
         f"of the texts to forget{kept}."
     )
 
