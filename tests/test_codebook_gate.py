@@ -88,9 +88,7 @@ def test_a_plan_with_a_useless_gate_can_be_ablated_and_not_gated():
     assert grounds["threshold"] == plan.gate.threshold and grounds["triggers"] == len(plan.gate.triggers)
     assert gate_line(plan) == f"Mode gated is not to be had: {plan.gate.objection}"
     line = gate_line(replace(plan, gate=GatePlan((3, 5), 2.0, 0.95, 0.025)))
-    assert (
-        line == "Mode gated: 2 triggers, used at least 2× in 95% of the texts to forget and 2.5% of those to keep."
-    )
+    assert line == "Mode gated: 2 triggers, used at least 2× in 95% of the texts to forget and 2.5% of those to keep."
 
 
 def test_special_tokens_are_read_apart():
